@@ -383,6 +383,12 @@ for told, saved in {
 }.items():
     says = f"state.json: {CANNOT}" if told in ("no json", "many levels") else "state.json: does not list the files"
     bad(f"dataset: state is {told}", tree(**{"x.arrow": STREAM, "state.json": saved}), None, says)
+bad(
+    "dataset: no rows",
+    tree(**{"dataset_info.json": b"{}", "state.json": b'{"_data_files": []}'}),
+    None,
+    "data: its tables have no rows",
+)
 moved = json.dumps({"_data_files": [{"filename": "x.arrow"}], "_indices_files": [{"filename": "i.arrow"}]}).encode()
 bad("dataset: rows in another order", tree(**{"x.arrow": STREAM, "state.json": moved}), None, "flatten_indices()")
 for told, name in {

@@ -6,9 +6,11 @@ import io
 import tarfile
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 
+from tests.ahead_fs import Ahead, memory
 from tests.data.common import arrow_of, outcome, picture, sample_tar, table, tar_of
 from tests.embedding.test_pipeline import TOY
 from tests.resharding.common import keys_file
@@ -20,6 +22,8 @@ from thresher.lab.corpus import index_of
 from thresher.lab.sets import open_set
 from thresher.resharding import reshard
 from thresher.train.data import open_pairs
+
+__all__ = ["memory"]  # the fixture
 
 
 def cut(content: bytes, kind: str) -> bytes:
@@ -77,6 +81,36 @@ def test_whole_files_are_not_mentioned(tmp_path: Path, kind: str) -> None:
     assert open_data(data).without_end() == ()
     assert not any("end mark" in note for note in embed(data, tmp_path / "pool", TOY).notes)
     assert not any("cut off" in warning for warning in doctor(data)["warnings"])
+
+
+@pytest.mark.usefixtures("memory")
+@pytest.mark.parametrize("read", ["samples", "scan", "nothing"])
+def test_the_end_of_a_remote_tar_that_was_read_is_not_requested_again(tmp_path: Path, read: str) -> None:
+    data = data_of(tmp_path, "tar", (1, 4))
+    for path in data.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/data/{path.name}", path.read_bytes())
+    found = open_data("ahead://data")
+    for part in found.parts:
+        if read != "nothing":
+            assert len(list(part.samples()) if read == "samples" else part.scan().keys) == 2
+    Ahead.counts.clear()
+    (said,) = found.without_end()
+    assert said.startswith("2 tars do not have the end mark")
+    assert said.endswith("/1.tar, /data/4.tar")
+    assert Ahead.counts["requests"] == (6 if read == "nothing" else 0)
+
+
+@pytest.mark.usefixtures("memory")
+def test_embed_and_reshard_request_every_remote_tar_once_for_its_headers(tmp_path: Path) -> None:
+    """After a look at the first samples of each, and at all samples of one to estimate how many there are."""
+    for path in data_of(tmp_path, "tar", (4,)).iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/data/{path.name}", path.read_bytes())
+    assert any("/data/4.tar" in note for note in embed("ahead://data", tmp_path / "pool", TOY).notes)
+    assert Ahead.counts["requests"] <= 6 + 1 + 6 * 2  # and for the images
+    Ahead.counts.clear()
+    done = reshard("ahead://data", keys_file(tmp_path / "k", ["00", "41"]), str(tmp_path / "out"))
+    assert any("/data/4.tar" in note for note in done.notes)
+    assert Ahead.counts["requests"] <= 6 + 2  # and for the samples
 
 
 def test_many_files_are_counted_and_one_is_singular(tmp_path: Path) -> None:

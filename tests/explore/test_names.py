@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from thresher import EmbeddingStore, from_arrays
+from thresher import EmbeddingStore, from_arrays, open_store
 from thresher.explore.names import ClusterNames, cluster_names, distinctive_words, nearest_rows, sampled
 from thresher.explore.words import STOP_WORDS
+from thresher.io import parquet
 
 
 def slow_names(captions: list[list[str]], count: int) -> list[list[str]]:
@@ -157,3 +161,27 @@ def test_scores_are_independent_of_the_order_of_words() -> None:
     first = distinctive_words(words, clusters, numbers, sizes)
     again = distinctive_words(words[::-1], clusters, 2 - numbers, sizes)
     assert first == again
+
+
+def test_long_captions_are_not_all_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = 24
+    columns = {
+        "key": [f"k{i}" for i in range(rows)],
+        "image_embedding": pa.array(np.eye(rows, 8, dtype=np.float32).tolist(), pa.list_(pa.float32(), 8)),
+        "caption": [f"w{i % 3} " * 500_000 for i in range(rows)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet", row_group_size=1)
+    del columns
+    store, used = open_store(str(tmp_path)), list[int]()
+    before, lookup = pa.total_allocated_bytes(), EmbeddingStore.lookup
+
+    def watched(self: EmbeddingStore, *which: Any) -> Iterator[Any]:
+        for part in lookup(self, *which):
+            used.append(pa.total_allocated_bytes() - before)
+            yield part
+
+    monkeypatch.setattr(EmbeddingStore, "lookup", watched)
+    monkeypatch.setattr(parquet, "_TABLE", 2_000_000)
+    assert cluster_names(store, np.arange(rows) % 3).words == (("w0",), ("w1",), ("w2",))
+    assert len(used) == rows
+    assert max(used) < 10_000_000  # all have 36 MB

@@ -27,13 +27,15 @@ def write(path: Path, rows: int, *, declared: bool) -> list[str | None]:
     return [None if i == 4 else ["s", LONG][min(int(i), 1)] for i in at]
 
 
+@pytest.mark.parametrize("few", [0, 1_000])
 @pytest.mark.parametrize("declared", [False, True])
 def test_a_text_that_many_rows_share_is_read_in_small_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: bool, few: int
 ) -> None:
     wanted = write(tmp_path / "a.parquet", 400, declared=declared)
     assert (tmp_path / "a.parquet").stat().st_size < 1_000_000, "a small file"
-    monkeypatch.setattr(parquet, "_BATCH", 16 * 2**20)
+    monkeypatch.setattr(parquet, "_TABLE", 16 * 2**20)
+    monkeypatch.setattr(parquet, "_FEW", few)  # without any, as dictionaries
     piece = table_piece("file", str(tmp_path / "a.parquet"))
     found: list[str | None] = []
     for part in piece.stream(["text", "uid"]):
@@ -48,11 +50,21 @@ def test_a_text_that_many_rows_share_is_read_in_small_batches(
     assert some == [wanted[row] for row in rows]
 
 
+def test_a_few_long_texts_are_read_one_after_the_other(tmp_path: Path) -> None:
+    """A dictionary of them would take several times their memory."""
+    table = pa.table({"text": [f"{i} " * (4 << 20) for i in range(9)]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="zstd")
+    footer = pq.ParquetFile(tmp_path / "a.parquet").metadata
+    assert parquet._within_memory(footer, ["text"], 8192, 16 * 2**20) == (1, [])
+    parts = list(table_piece("file", str(tmp_path / "a.parquet")).stream(["text"]))
+    assert pa.Table.from_batches(parts).equals(table)
+
+
 def test_ordinary_columns_are_read_as_before(tmp_path: Path) -> None:
     table = pa.table({"uid": [f"{i:032}" for i in range(3000)], "status": ["success"] * 3000})
     pq.write_table(table, tmp_path / "a.parquet")
     footer = pq.ParquetFile(tmp_path / "a.parquet").metadata
-    assert parquet._within_memory(footer, ["uid", "status"], 65_536) == (65_536, [])
+    assert parquet._within_memory(footer, ["uid", "status"], 65_536, parquet._TABLE) == (65_536, [])
     parts = list(table_piece("file", str(tmp_path / "a.parquet")).stream(["uid", "status"]))
     assert pa.Table.from_batches(parts).equals(table)
 
@@ -62,7 +74,7 @@ def test_wide_rows_are_read_some_at_a_time(tmp_path: Path) -> None:
     array = pa.FixedSizeListArray.from_arrays(rows.ravel(), 1 << 20)
     pq.write_table(pa.table({"embedding": array}), tmp_path / "a.parquet", compression="zstd", use_dictionary=False)
     footer = pq.ParquetFile(tmp_path / "a.parquet").metadata
-    batch, repetitive = parquet._within_memory(footer, ["embedding"], 8192)
+    batch, repetitive = parquet._within_memory(footer, ["embedding"], 8192, parquet._BATCH)
     assert repetitive == []
     assert 32 <= batch <= 64
 

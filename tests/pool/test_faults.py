@@ -607,6 +607,13 @@ def test_pools_without_rows(tmp_path: Path, kind: str) -> None:
             open_store(place, options)
 
 
+def test_a_saved_dataset_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / "state.json").write_text('{"_data_files": []}')
+    with pytest.raises(PoolError, match="the pool has no rows; is it finished"):
+        open_store(str(tmp_path))
+
+
 def test_a_pool_without_any_good_file(tmp_path: Path) -> None:
     place = write_datacomp(tmp_path / "pool", POOL, CUTS)
     for path in (tmp_path / "pool").rglob("*.npz"):

@@ -14,7 +14,7 @@ from thresher import Serial, api
 from thresher.cli.main import main
 from thresher.errors import OutputError, UsageError
 from thresher.io.tar_index import members_in
-from thresher.resharding import dali
+from thresher.resharding import dali, indexes
 
 HOW: dict[str, Any] = {"workers": 1, "progress": False}
 LONG = "a/folder/" + "x" * 120
@@ -71,11 +71,24 @@ def test_it_is_added_later_and_together_with_that_of_energon(tmp_path: Path) -> 
     assert not list((tmp_path / "out").glob("*.idx"))  # no index of other tars
 
 
+def test_tars_are_read_once_for_several_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tar(tmp_path / "data" / "0.tar", plain(9))
+    read, names = indexes._read, list[str]()
+    monkeypatch.setattr(indexes, "_read", lambda path: (names.append(path.name), read(path))[1])
+    how = {"per_shard": 3, "for_energon": True}
+    done = reshard(tmp_path / "data", [f"{i:06d}" for i in range(7)], tmp_path / "out", **how)
+    assert sorted(names) == ["00000000.tar", "00000001.tar", "00000002.tar"]
+    assert [note.split(" reads ")[0] for note in done.notes] == ["Energon", "DALI"]
+    again = reshard(tmp_path / "data", [f"{i:06d}" for i in range(7)], tmp_path / "out", **{**how, "for_dali": False})
+    assert len(names) == 3  # all is there
+    assert again.notes == (f"{tmp_path / 'out' / '.nv-meta'}: is there already, and was not changed",)
+
+
 def test_a_tar_without_samples_has_no_index(tmp_path: Path) -> None:
     """A shard is empty if none of its samples could be converted; DALI and its tool refuse such tars."""
     tar(tmp_path / "00000000.tar", [])
     tar(tmp_path / "00000001.tar", plain(1))
-    said = dali.prepare(tmp_path, ["00000000.tar", "00000001.tar"], Serial())
+    said = indexes.prepare(tmp_path, ["00000000.tar", "00000001.tar"], [dali], Serial())[0]
     assert said.endswith("by 1 index next to the tars; there is none for 1 tar without samples, which DALI refuses")
     assert [path.name for path in tmp_path.glob("*.idx")] == ["00000001.idx"]
 

@@ -16,7 +16,7 @@ from tests.resharding.common import hashes, keys_file, picture, plain, tar, tars
 from thresher import Serial, api
 from thresher.cli.main import main
 from thresher.errors import OutputError, UsageError
-from thresher.resharding import energon
+from thresher.resharding import energon, indexes
 
 HOW: dict[str, Any] = {"workers": 1, "progress": False}
 LONG = "a/folder/" + "x" * 120
@@ -70,7 +70,7 @@ def test_an_index_is_that_of_energon(tmp_path: Path, form: int) -> None:
 def test_a_tar_without_samples_has_an_index(tmp_path: Path) -> None:
     """A shard is empty if none of its samples could be converted."""
     tar(tmp_path / "00000000.tar", [])
-    energon.prepare(tmp_path, ["00000000.tar"], Serial())
+    indexes.prepare(tmp_path, ["00000000.tar"], [energon], Serial())
     assert index_of(tmp_path / "00000000.tar") == read_by_energon(tmp_path / "00000000.tar")[0] == [0]
 
 

@@ -184,7 +184,7 @@ def doctor(
     try:
         result = api.doctor(data, **how, **values)
     except (PoolError, UsageError) as error:
-        if "thresher inspect" in str(error):
+        if any(what in str(error) for what in ("; type ", "thresher inspect")):  # it says what to do
             raise
         raise type(error)(f"{error}{look_instead(data)}") from None
     output.result(result, text.diagnosis(result))

@@ -75,15 +75,12 @@ def cluster_names(
     if store.layout.caption is None or not k:
         return ClusterNames(((),) * k, row_K)
     rows = sampled(labels_N, k, int(np.clip(captions // k, _LEAST, _MOST)))
-    parts: list[Any] = []
-    for part in store.lookup([store.layout.caption], rows):
-        parts += part.column(0).chunks if hasattr(part.column(0), "chunks") else [part.column(0)]
     clusters_W: list[Ints] = []
     words_W: list[Ints] = []
     number: dict[str, int] = {}
     done = 0
-    for part in parts:
-        found, word, row = words_in(part)
+    for part in store.lookup([store.layout.caption], rows):
+        found, word, row = words_in(part.column(0))
         for one in found.to_pylist() if len(number) < _VOCABULARY else ():
             number.setdefault(one, len(number))
         own = np.array([number.get(one, -1) for one in found.to_pylist()], np.int64)[word]

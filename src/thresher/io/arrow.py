@@ -30,6 +30,7 @@ ENDINGS = (".arrow", ".feather", ".ipc")
 
 _FILE = b"ARROW1"  # how a file in the file format begins; a stream begins with its schema
 _FEATHER_1 = b"FEA1"
+STATE = r"([^/]*/)?state\.json"  # of a dataset that Hugging Face saved to disk, or of one of its splits
 _GOES_ON = b"\xff\xff\xff\xff"  # before the size of a message, except in files of early versions
 _BATCH = 8_192  # rows converted at a time
 
@@ -220,8 +221,13 @@ def arrow_types(protocol: str, path: str) -> dict[str, str]:
     return {name: str(schema.field(name).type) for name in schema.names}
 
 
+def is_saved(files: Files) -> bool:
+    """Return whether files have a dataset that Hugging Face saved to disk; one without rows has no Arrow file."""
+    return bool(files.matching(STATE) and files.matching(r"([^/]*/)?dataset_info\.json"))
+
+
 def saved_files(files: Files, folder: str) -> list[str]:
-    """Return the Arrow files of a dataset that Hugging Face saved to disk, in its order.
+    """Return the Arrow files of a dataset that Hugging Face saved to disk, in its order; [] if it has no rows.
 
     Args:
         files: The files.
@@ -234,8 +240,10 @@ def saved_files(files: Files, folder: str) -> list[str]:
     with open_file(files.protocol, path) as raw:
         state = trusting(path, lambda: load_json(raw))
     listed = state.get("_data_files") if isinstance(state, dict) else None
-    bases = [one.get("filename") if isinstance(one, dict) else None for one in listed or () if isinstance(listed, list)]
-    if not bases or None in bases:
+    bases = [
+        one.get("filename") if isinstance(one, dict) else None for one in (listed if isinstance(listed, list) else [0])
+    ]
+    if None in bases:
         raise PoolError(f"{path}: does not list the files of the dataset; save it again")
     names = [posixpath.join(folder, str(base)) for base in bases]
     if lost := [name for name in names if name not in files.names]:

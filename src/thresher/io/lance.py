@@ -35,6 +35,7 @@ MANIFESTS = r"_versions/(\d{1,20})\.manifest"
 MARK = b"thresher"  # metadata of what export wrote: which selection a column, or a dataset, is of
 _INVERTED = 2**64 - 1  # manifests are named by this number less the version, so that the newest is listed first
 _BATCH = 8_192  # rows read at a time
+_BYTES = 1 << 26  # bytes of files whose rows of a table are read at a time
 _BUFFER = 1 << 26  # bytes that Lance reads ahead
 _FOOTER = struct.Struct("<16x Q I 4x H H 4s")  # of a file: where its table of buffers begins, their number, version
 
@@ -49,6 +50,7 @@ class Fragment(NamedTuple):
         rows: Its rows, without deleted ones.
         path: Its first file, for messages, and to notice that it was removed.
         protocol: fsspec protocol of the file system.
+        width: Bytes of its files for each row, at least 1.
     """
 
     uri: str
@@ -57,6 +59,7 @@ class Fragment(NamedTuple):
     rows: int
     path: str
     protocol: str = "file"
+    width: int = 1
 
     def batches(
         self, columns: Sequence[str], start: int, rows: int, size: int = _BATCH, *, plain: bool = True
@@ -83,15 +86,15 @@ class Fragment(NamedTuple):
         while (part := reading(self.path, self.protocol, lambda: next(parts, None))) is not None:
             yield from (self._checked(part.slice(lo, size), columns, plain) for lo in range(0, len(part), size))
 
-    def take(self, columns: Sequence[str], rows: Rows) -> Iterator[Any]:
+    def take(self, columns: Sequence[str], rows: Rows, size: int = _BATCH) -> Iterator[Any]:
         """Yield scattered rows, ascending, as :meth:`batches` does."""
         blobs = not blobs_of(self.dataset().schema).isdisjoint(columns)
-        for at in range(0, len(rows), _BATCH):
-            some = rows[at : at + _BATCH]
+        for at in range(0, len(rows), size):
+            some = rows[at : at + size]
             ends = np.flatnonzero(np.diff(some) != 1) + 1  # of runs; a row may be there twice
             if blobs or not len(ends):
                 for run in np.split(some, ends):
-                    yield from self.batches(columns, int(run[0]), len(run))
+                    yield from self.batches(columns, int(run[0]), len(run), size)
                 continue
             read = partial(self._taken, list(columns), some.tolist())
             for part in reading(self.path, self.protocol, read).to_batches():
@@ -193,11 +196,11 @@ class LanceTable(TablePiece):
 
     def stream(self, columns: Sequence[str], batch: int = 65536) -> Iterator[Any]:
         """Yield record batches of the columns, in row order."""
-        return exactly(self, self._own.batches(self._whole(columns), 0, self.rows, batch))
+        return exactly(self, self._own.batches(self._whole(columns), 0, self.rows, min(batch, self._at_once)))
 
     def take(self, columns: Sequence[str], rows: Rows) -> Iterator[Any]:
         """Yield record batches of the given rows (ascending)."""
-        return self._own.take(self._whole(columns), rows)
+        return self._own.take(self._whole(columns), rows, self._at_once)
 
     def schema(self, columns: Sequence[str]) -> Any:
         """Return the Arrow schema of some columns, in the order of ``columns``."""
@@ -205,6 +208,11 @@ class LanceTable(TablePiece):
 
         schema = schema_of(self._own.dataset())
         return pa.schema([schema.field(name) for name in columns])
+
+    @property
+    def _at_once(self) -> int:
+        """Rows of a batch, so that a few of long texts are in memory."""
+        return min(_BATCH, max(_BYTES // self._own.width, 1))
 
     @property
     def _own(self) -> Fragment:
@@ -247,12 +255,14 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
         PoolError: The manifest is damaged, or a file of a fragment is missing or cut off.
     """
     known = versions_in(files)
-    if version and files.version not in (0, version):
-        raise UsageError(f"{files.location}: names version {files.version}, but the option says {version}; give one")
-    chosen = version or files.version or max(known)
-    if chosen not in known:
-        there = ", ".join(map(str, sorted(known)[-10:]))
-        raise UsageError(f"{files.location}: has no version {chosen}; the newest versions are {there}")
+    if version and files.version not in ("", str(version)):
+        raise UsageError(
+            f"{files.location}: names version {visible(files.version, 40)}, but the option says {version}; give one"
+        )
+    wanted = str(version or files.version or max(known))
+    chosen = next((number for number in known if str(number) == wanted), None)
+    if chosen is None:
+        raise UsageError(f"{files.location}: has no version {visible(wanted, 40)}; {_versions(files, sorted(known))}")
     uri = files.root if files.protocol == "file" else f"{files.protocol}://{files.root}"
     manifest = files.path(known[chosen])
     elsewhere, parts, _ = reading(manifest, files.protocol, lambda: _parsed(opened(uri, chosen)))
@@ -272,6 +282,19 @@ def fragments_of(files: Files, version: int = 0, bad: Callable[[PoolError], obje
     return found
 
 
+def _versions(files: Files, known: Sequence[int]) -> str:
+    """Return which versions there are, ascending, and what to type if the location names one."""
+    first, last = known[0], known[-1]
+    if len(known) == 1:
+        there = f"its only version is {last}"
+    elif len(known) == last - first + 1:
+        there = f"it has versions {first} to {last}"
+    else:
+        there = f"it has {len(known):,} versions, the first is {first} and the last {last}"
+    path = files.location.removesuffix(f"@{files.version}")
+    return f"{there}; type {path}@{last}, or {path} for the newest" if files.version else there
+
+
 def _parsed(dataset: Any) -> tuple[Any, list[Any], Any]:
     """Return the other folders, the fragments and the schema; each is parsed only now, and panics if it is damaged."""
     return dataset.base_paths(), dataset.get_fragments(), dataset.schema
@@ -284,6 +307,7 @@ def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: i
         raise PoolError(
             f"{manifest}: is damaged: fragment {one.fragment_id} has {rows:,} rows and {len(described)} files"
         )
+    total = 0
     for file in described:
         name = posixpath.join("data", file.path)
         if is_unsafe(file.path):
@@ -292,6 +316,7 @@ def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: i
         if name not in there:
             raise PoolError(f"{path}: does not exist, but version {version} needs it; restore it")
         size = (files.stamps.get(path) or stamp_of(files.protocol, path))[0]
+        total += size
         if file.file_size_bytes and file.file_size_bytes != size:
             raise PoolError(
                 f"{path}: has {counted(size, 'byte')}, not {file.file_size_bytes:,}; it may be cut off, restore it"
@@ -299,7 +324,7 @@ def _fragment(files: Files, manifest: str, there: set[str], uri: str, version: i
         if files.protocol == "file" and size >= _FOOTER.size:
             _check_footer(path, size)
     first = files.path(posixpath.join("data", described[0].path))
-    return Fragment(uri, version, one.fragment_id, int(rows), first, files.protocol)
+    return Fragment(uri, version, one.fragment_id, int(rows), first, files.protocol, max(total // max(rows, 1), 1))
 
 
 def _check_footer(path: str, size: int) -> None:

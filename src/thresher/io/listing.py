@@ -29,7 +29,8 @@ class Files:
         names: Names of the files, relative to the root.
         stamps: Path -> size and version, as :func:`stamp_of` returns them, if the listing contains both; this avoids
             one request per file.
-        version: The version of a Lance dataset that the location names as ``PATH@VERSION``, 0 for none.
+        version: What follows the ``@`` in the location ``PATH@VERSION`` of a Lance dataset, which may have no such
+            version; "" for another location.
     """
 
     location: str
@@ -37,7 +38,7 @@ class Files:
     root: str
     names: tuple[str, ...]
     stamps: Mapping[str, list[Any]] = field(default_factory=dict, repr=False, compare=False)
-    version: int = 0
+    version: str = ""
 
     @classmethod
     def at(cls, location: str, *, again: bool = False) -> Files:
@@ -75,10 +76,10 @@ class Files:
             and path != root
             and not any(other.startswith(f"{path}/") and other.lower().endswith(ending[0]) for other in listed)
         ]
-        if not paths and (named := re.fullmatch(r"(.+)@([1-9]\d{0,17})", location)):
-            whole = cls.at(named[1], again=again)
-            if any(name.startswith("_versions/") for name in whole.names):  # of a Lance dataset; others have none
-                return replace(whole, location=location, version=int(named[2]))
+        if not paths and (named := re.fullmatch(r"(.+[^/:])@([^/@]+)", location)):
+            dataset = f"{root.rpartition('@')[0]}/_versions"  # of Lance; others have none
+            if "/" in root and requested(location, lambda: fs.exists(dataset)):
+                return replace(cls.at(named[1], again=again), location=location, version=named[2])
         if not paths:
             reason = "it is an empty folder" if fs.exists(root) else "nothing is there"
             raise PoolError(f"{location}: {reason}; give a folder or file of embeddings")

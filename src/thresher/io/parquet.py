@@ -22,11 +22,13 @@ from thresher.io.pieces import DIMENSIONS, FLOATS, Array, Piece, stored_dtype
 Choose: TypeAlias = Callable[[Mapping[str, str]], Mapping[str, str]]  # role -> column, of column -> type
 _NAN = 0x7FC0  # as bfloat16 bits
 _SPAN = 1 << 16  # bytes fetched at a time when only a few rows are needed
-_BATCH = 256 * 2**20  # bytes of a record batch, unless a single row is larger
+_BATCH = 256 * 2**20  # bytes of a record batch of vectors, unless a single row is larger
+_TABLE = 64 * 2**20  # the same of other columns, of which several are in memory while one is read
 # Columns with values that are long on average, or that may be, are read as dictionaries, in which a value that many
 # rows share is held once. It takes three times as long, so that it is not done for all columns.
 _LONG = 1 << 14  # bytes of a value
 _SMALL = 2 * 2**20  # bytes of a column; in a larger one, the average is known well enough
+_FEW = 1_000  # batches of a row group, each of so few rows that every one may have the longest value
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,22 @@ class ParquetPiece:
         return exactly(self, self._vectors(batch))
 
     def _vectors(self, batch: int, rows: npt.NDArray[np.int64] | None = None) -> Iterator[Array]:
-        for part in _batches(self.protocol, self.path, [self.array], batch, rows):
+        for part in _batches(self.protocol, self.path, [self.array], batch, _BATCH, rows):
             yield trusting(self.path, partial(vectors_of, part.column(0), self.dim, self.dtype))
 
 
 def _batches(
-    protocol: str, path: str, columns: Sequence[str], batch: int, rows: npt.NDArray[np.int64] | None = None
+    protocol: str,
+    path: str,
+    columns: Sequence[str],
+    batch: int,
+    most: int,
+    rows: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[Any]:
-    """Yield record batches of a Parquet file: all rows, or the given ascending ones, reading only their row groups."""
+    """Yield record batches of a Parquet file: all rows, or the given ascending ones, reading only their row groups.
+
+    They have up to ``batch`` rows and about ``most`` bytes, or a single row.
+    """
     with open_file(protocol, path) as raw:
         file = trusting(path, lambda: open_parquet(raw))
         groups = None
@@ -73,7 +83,7 @@ def _batches(
             groups, which = np.unique(np.searchsorted(ends, rows, side="right"), return_inverse=True)
             left_out = (ends - sizes)[groups] - (np.cumsum(sizes[groups]) - sizes[groups])
             rows, groups = rows - left_out[which], groups.tolist()
-        batch, repetitive = trusting(path, lambda: _within_memory(file.metadata, columns, batch))
+        batch, repetitive = trusting(path, lambda: _within_memory(file.metadata, columns, batch, most))
         if repetitive:
             file = trusting(path, lambda: open_parquet(raw, dictionaries=repetitive))
         parts = file.iter_batches(batch_size=batch, columns=list(columns), row_groups=groups)
@@ -82,18 +92,20 @@ def _batches(
             trusting(path, partial(part.validate, full=True))  # lengths and texts in the file may be invalid
             present = part.schema.names  # a field of a struct, "image.path", is read as a struct with only that field
             part = part.select([name if name in present else name.split(".")[0] for name in columns])
-            yield from _decoded(part, repetitive) if repetitive else (part,)
+            yield from _decoded(part, repetitive, most) if repetitive else (part,)
 
 
-def _within_memory(footer: Any, columns: Sequence[str], batch: int) -> tuple[int, list[str]]:
+def _within_memory(footer: Any, columns: Sequence[str], batch: int, most: int) -> tuple[int, list[str]]:
     """Return how many rows to read at a time, and which columns to read as dictionaries, so that batches stay small.
 
     A few kilobytes of a compressed file can hold a text of many megabytes, and a dictionary can repeat it in each row.
+    A dictionary takes several times the memory of its values, so a few such rows are read one after the other.
 
     Args:
         footer: The metadata of the file.
         columns: The columns to read.
         batch: Largest number of rows of a batch.
+        most: Largest number of bytes of a batch, unless a single row is larger.
     """
     wanted, repetitive, widest = {name.split(".")[0] for name in columns}, set(), 1
     for g in range(footer.num_row_groups):
@@ -105,10 +117,21 @@ def _within_memory(footer: Any, columns: Sequence[str], batch: int) -> tuple[int
             rows, size = max(group.num_rows, 1), chunk.total_uncompressed_size
             widest = max(widest, size // rows)
             can_repeat = chunk.physical_type == "BYTE_ARRAY" and chunk.has_dictionary_page
-            if can_repeat and size * min(batch, rows) > _BATCH:
+            if can_repeat and size * min(batch, rows) > most:
                 if size > _LONG * rows or size <= _SMALL and not _has_short_values(chunk.statistics):
-                    repetitive.add(chunk.path_in_schema)
-    return min(batch, max(_BATCH // widest, 1)), sorted(repetitive)
+                    if rows <= _FEW * max(most // size, 1) and not _is_dictionary(footer, chunk.path_in_schema):
+                        widest = max(widest, size)
+                    else:
+                        repetitive.add(chunk.path_in_schema)
+    return min(batch, max(most // widest, 1)), sorted(repetitive)
+
+
+def _is_dictionary(footer: Any, column: str) -> bool:
+    """Return whether a column is read as a dictionary in any case, because its writer noted this type."""
+    import pyarrow as pa
+
+    schema = footer.schema.to_arrow_schema()
+    return column in schema.names and bool(pa.types.is_dictionary(schema.field(column).type))
 
 
 def _has_short_values(statistics: Any) -> bool:
@@ -116,7 +139,7 @@ def _has_short_values(statistics: Any) -> bool:
     return bool(statistics and statistics.has_min_max and max(len(statistics.min), len(statistics.max)) < _LONG)
 
 
-def _decoded(part: Any, columns: Sequence[str]) -> Iterator[Any]:
+def _decoded(part: Any, columns: Sequence[str], most: int) -> Iterator[Any]:
     """Yield a record batch in runs of rows small enough to decode the dictionaries of some columns."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -130,7 +153,7 @@ def _decoded(part: Any, columns: Sequence[str]) -> Iterator[Any]:
     ends, start = np.cumsum(sizes), 0
     while start < len(part):
         before = int(ends[start - 1]) if start else 0
-        stop = max(int(np.searchsorted(ends, before + _BATCH, side="right")), start + 1)
+        stop = max(int(np.searchsorted(ends, before + most, side="right")), start + 1)
         run = part.slice(start, stop - start)
         plain = [
             column.dictionary_decode() if name in columns and pa.types.is_dictionary(column.type) else column
@@ -345,7 +368,7 @@ class TablePiece:
         import pyarrow.compute as pc
 
         wanted = list(dict.fromkeys([*columns, "status"])) if self.success_only else columns
-        parts = _batches(self.protocol, self.path, wanted, batch)
+        parts = _batches(self.protocol, self.path, wanted, batch, _TABLE)
         if self.success_only:
             parts = (part.filter(pc.equal(part.column("status"), "success")).select(list(columns)) for part in parts)
         return exactly(self, parts)
@@ -354,7 +377,7 @@ class TablePiece:
         """Yield record batches of the given rows (ascending)."""
         if self.success_only:
             return picked(self.stream(columns), rows)
-        return _batches(self.protocol, self.path, columns, 8192, rows)
+        return _batches(self.protocol, self.path, columns, 8192, _TABLE, rows)
 
     def schema(self, columns: Sequence[str]) -> Any:
         """Return the Arrow schema of some columns, in the order of ``columns``."""

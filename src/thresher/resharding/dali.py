@@ -2,56 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-
-import numpy as np
 
 from thresher.errors import OutputError
 from thresher.io.tar_index import ENDING, IndexProblem, index_of
-from thresher.resharding.tars import scan
-from thresher.runtime.engine import Engine
+from thresher.resharding.indexes import WrittenTar
 from thresher.runtime.files import writing
 from thresher.runtime.format import counted
 
 
-def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
-    """Write the index of each tar. A tar without samples gets none: DALI refuses empty ones.
+def is_ready(_: Path) -> str:
+    """Return "": indexes may be of other tars, so they are compared."""
+    return ""
 
-    Args:
-        out: The folder of the tars.
-        names: The tars, in order.
-        engine: Where they are read.
 
-    Returns:
-        What was written, as a sentence.
+def index(tar: WrittenTar) -> bool:
+    """Write the index of a tar, unless it is there, and return whether the tar has samples; without any it gets none.
 
     Raises:
-        PoolError: A tar is damaged.
         OutputError: A name has white space.
     """
-    written = sum(engine.map(partial(_indexed, out), names))
-    empty = len(names) - written
-    left = f"; there is none for {counted(empty, 'tar')} without samples, which DALI refuses" if empty else ""
-    return f"DALI reads {out} by {counted(written, 'index', 'indexes')} next to the tars{left}"
-
-
-def _indexed(out: Path, name: str) -> bool:
-    """Write the index of a tar, unless it is there; return whether the tar has samples."""
-    path, index = out / name, (out / name).with_suffix(ENDING)
-    scanned = scan(path)
-    if not len(scanned.keys):
+    if not tar.samples:
         return False
-    assert scanned.headers is not None  # noqa: S101 - it is a tar
-    headers = scanned.headers(np.arange(len(scanned.keys)))
+    path = tar.path.with_suffix(ENDING)
     try:
-        content = index_of(map(headers.rows, range(len(headers))))
+        content = index_of(tar.samples)
     except IndexProblem as problem:
         raise OutputError(
-            f"{path}: an index of DALI {problem}; rename these samples, or write without --for-dali"
+            f"{tar.path}: an index of DALI {problem}; rename these samples, or write without --for-dali"
         ) from None
-    if not index.is_file() or index.read_bytes() != content:
-        with writing(index) as scratch:
+    if not path.is_file() or path.read_bytes() != content:
+        with writing(path) as scratch:
             Path(scratch).write_bytes(content)
     return True
+
+
+def finish(out: Path, found: Mapping[str, bool]) -> str:
+    """Return what was written, as a sentence."""
+    written = sum(found.values())
+    empty = len(found) - written
+    left = f"; there is none for {counted(empty, 'tar')} without samples, which DALI refuses" if empty else ""
+    return f"DALI reads {out} by {counted(written, 'index', 'indexes')} next to the tars{left}"

@@ -12,17 +12,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
 from thresher.data.trainable import CAPTION, TAKEN, why_left_out
-from thresher.io.tar import TAR_BLOCK
-from thresher.resharding.tars import scan
+from thresher.resharding.indexes import WrittenTar
 from thresher.runtime import locks
-from thresher.runtime.engine import Engine
 from thresher.runtime.files import writing
 
 META = ".nv-meta"
@@ -33,7 +28,7 @@ _SCRATCH = ".*.tmp*"
 
 
 def is_own(out: Path) -> bool:
-    """Return whether the folder ``.nv-meta`` of a folder has only what :func:`prepare` writes."""
+    """Return whether the folder ``.nv-meta`` of a folder has only what :func:`finish` writes."""
     folder = out / META
     if folder.is_symlink() or not folder.is_dir():
         return False
@@ -41,33 +36,35 @@ def is_own(out: Path) -> bool:
     return {one.name for one in folder.iterdir()} <= _OWN | left
 
 
-def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
-    """Write what Energon reads, unless it is there: the same again changes nothing.
+def is_ready(out: Path) -> str:
+    """Return that all is there already, as a sentence; "" if it is not."""
+    return f"{out / META}: is there already, and was not changed" if (out / META / _INFO).exists() else ""
 
-    Args:
-        out: The folder of the tars.
-        names: The tars, in order.
-        engine: Where they are read.
 
-    Returns:
-        What was written, as a sentence.
+def index(tar: WrittenTar) -> tuple[int, int, Counter[str]]:
+    """Write the index of a tar; return its samples, those with image and caption, and the endings of images.
 
-    Raises:
-        PoolError: A tar is damaged.
+    Energon takes endings as they are written: ``JPG`` is another one than ``jpg``, and a ``TXT`` is not decoded.
     """
+    images: Counter[str] = Counter()
+    captioned = 0
+    for rows in tar.samples:
+        endings = [row.name.rpartition("/")[2].partition(".")[2] for row in rows if row.name]
+        images.update(ending for ending in endings if ending.lower() in TAKEN)
+        captioned += CAPTION in endings and not why_left_out(tuple(ending.lower() for ending in endings))
+    with writing(tar.path.with_name(tar.path.name + INDEX)) as scratch:
+        Path(scratch).write_bytes(tar.edges_n.astype("<u8").tobytes())
+    return len(tar.samples), captioned, images
+
+
+def finish(out: Path, found: Mapping[str, tuple[int, int, Counter[str]]]) -> str:
+    """Write the folder ``.nv-meta``, given what :func:`index` found in each tar; return what was written."""
     folder = out / META
-    if (folder / _INFO).exists():
-        return f"{folder}: is there already, and was not changed"
     folder.mkdir(exist_ok=True)
     locks.sweep(folder.glob(_SCRATCH))
-    counts: dict[str, int] = {}
-    endings: Counter[str] = Counter()
-    complete = 0
-    for name, (samples, captioned, found) in zip(names, engine.map(partial(_indexed, out), names), strict=True):
-        counts[name] = samples
-        complete += captioned
-        endings += found
-    captioning = 0 < complete == sum(counts.values())
+    counts = {name: samples for name, (samples, _, _) in found.items()}
+    endings = sum((images for _, _, images in found.values()), Counter[str]())
+    captioning = 0 < sum(captioned for _, captioned, _ in found.values()) == sum(counts.values())
     if captioning:
         images = ",".join(sorted(endings, key=lambda ending: (-endings[ending], ending)))
         kind = "sample_type:\n  __module__: megatron.energon\n  __class__: CaptioningSample\n"
@@ -75,33 +72,11 @@ def prepare(out: Path, names: Sequence[str], engine: Engine) -> str:
     else:
         kind = "__module__: megatron.energon\n__class__: CrudeWebdataset\n"
     _write(folder / _DATASET, kind)
-    _write(folder / _SPLIT, "split_parts:\n  train:\n" + "".join(f"  - {name}\n" for name in names) + "exclude: []\n")
+    _write(folder / _SPLIT, "split_parts:\n  train:\n" + "".join(f"  - {name}\n" for name in found) + "exclude: []\n")
     _write(folder / _INFO, json.dumps({"shard_counts": counts}, indent=2) + "\n")  # the last: it says that all is there
     return f"Energon reads {out} as " + (
         "image and caption" if captioning else "crude samples, because not every sample has an image and a .txt"
     )
-
-
-def _indexed(out: Path, name: str) -> tuple[int, int, Counter[str]]:
-    """Write the index of a tar; return its samples, those with image and caption, and the endings of images.
-
-    Energon takes endings as they are written: ``JPG`` is another one than ``jpg``, and a ``TXT`` is not decoded.
-    """
-    path = out / name
-    scanned = scan(path)
-    assert scanned.headers is not None  # noqa: S101 - it is a tar
-    headers = scanned.headers(np.arange(len(scanned.keys)))
-    images: Counter[str] = Counter()
-    captioned = 0
-    for rows in map(headers.rows, range(len(headers))):
-        endings = [row.name.rpartition("/")[2].partition(".")[2] for row in rows if row.name]
-        images.update(ending for ending in endings if ending.lower() in TAKEN)
-        captioned += CAPTION in endings and not why_left_out(tuple(ending.lower() for ending in endings))
-    ends_n = scanned.start_n + -(-np.abs(scanned.length_n) // TAR_BLOCK) * TAR_BLOCK
-    end = ends_n[-1] if len(ends_n) else 0
-    with writing(path.with_name(name + INDEX)) as scratch:
-        Path(scratch).write_bytes(np.append(scanned.start_n, end).astype("<u8").tobytes())
-    return len(scanned.keys), captioned, images
 
 
 def _write(path: Path, content: str) -> None:

@@ -31,7 +31,7 @@ from thresher.io.open import file_stamp
 from thresher.io.paths import visible
 from thresher.io.places import located, place
 from thresher.pool.store import reopen
-from thresher.resharding import PER_SHARD, Resharded, convert, csvs, dali, energon, fixed, hub, tables, tars
+from thresher.resharding import PER_SHARD, Resharded, convert, csvs, dali, energon, fixed, hub, indexes, tables, tars
 from thresher.resharding.fixed import Fixed
 from thresher.resharding.originals import AGAIN, Originals, changed, source_of
 from thresher.resharding.plan import (
@@ -136,7 +136,10 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
     if job.for_hub:
         hub.writer_options()
     out = place(job.out)
-    readers = {"--for-energon": energon, "--for-dali": dali}  # of tars, which need more files
+    readers: dict[str, indexes.Reader] = {
+        "--for-energon": energon,
+        "--for-dali": dali,
+    }  # of tars, which need more files
     wanted = [flag for flag, asked in zip(readers, (job.for_energon, job.for_dali), strict=True) if asked]
     if wanted and form != "webdataset":
         raise UsageError(f"{wanted[0]} is for tars: add --as webdataset, or remove it to write {form}")
@@ -186,7 +189,7 @@ def run_job(job: Job, sel: Chosen, workers: int | None, progress: Progress | Non
         notes = [*data.notes, *ends, *noted("sample", done.noted)]
         if wanted and job.shard is None and not isinstance(out, RemotePath):
             names = [one["name"] for one in record_in(out / RESULT)["outputs"]]
-            notes += [readers[flag].prepare(out, names, engine) for flag in wanted]
+            notes += indexes.prepare(out, names, [readers[flag] for flag in wanted], engine)
     return replace(done, notes=tuple(notes))
 
 

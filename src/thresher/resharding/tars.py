@@ -6,13 +6,11 @@ import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from thresher.data.layouts.webdataset import TarPart
-from thresher.data.parts import Ints, Scanned
+from thresher.data.parts import Ints
 from thresher.errors import PoolError
 from thresher.io.open import trusting
 from thresher.io.spans import open_spans
@@ -60,18 +58,6 @@ def write(plan: ReshardPlan, sources: Sequence[Source], path: str) -> int:
                     _put(copying, file, source, made.pop(i), int(begin_M[i]))
         copying.flush()
     return total
-
-
-def scan(path: Path) -> Scanned:
-    """Return the samples of a tar that was written.
-
-    Raises:
-        PoolError: It is damaged.
-    """
-    scanned = TarPart(str(path)).scan()
-    if scanned.damage or scanned.skipped:
-        raise PoolError(f"{path}: {scanned.damage or scanned.skipped[0][1]}; write it again with --overwrite")
-    return scanned
 
 
 class _Piece(NamedTuple):

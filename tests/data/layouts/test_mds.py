@@ -57,6 +57,20 @@ def test_what_the_library_writes_is_read(tmp_path: Path, compression: str | None
     assert keys == [one.key for one in wanted]
 
 
+def test_what_the_library_writes_of_no_samples_is_said_to_have_none(tmp_path: Path) -> None:
+    folder = by_library(tmp_path / "data" / "train", COLUMNS, [])
+    for location in (folder, str(tmp_path / "data")):
+        with pytest.raises(PoolError, match="index.json: lists no shards, so there are no samples"):
+            open_data(location)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"version": 2, "shards": {}}', '{"a.png": "a caption"}'])
+def test_another_index_does_not_keep_a_folder_of_images_from_being_read(tmp_path: Path, content: str) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "index.json").write_text(content)
+    assert open_data(str(tmp_path)).kind == "folder"
+
+
 def test_every_encoding_of_the_library_is_read(tmp_path: Path) -> None:
     """Numbers and texts become columns, images of every kind become images."""
     from decimal import Decimal
@@ -185,7 +199,7 @@ def _index(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no shards": (lambda index: index.update(shards=[]), "lists no shards"),
+    "no shards": (lambda index: index.update(shards=[]), "lists no shards, so there are no samples; write it again"),
     "other version": (lambda index: index.update(version=3), "version 3; version 2"),
     "other format": (lambda index: index["shards"][0].update(format="csv"), "shard 0 is csv of version 2; only mds"),
     "not an object": (lambda index: index["shards"].append(7), "shard 2 is not described by an object"),

@@ -13,6 +13,7 @@ import pytest
 
 from tests.objects import put, s3_environment
 from thresher import Selection, build, open_store, run_steps
+from thresher.cli.main import main
 from thresher.data import DataOptions, open_data
 from thresher.errors import AccessError, MissingExtraError, PoolError, ThresherError, UnreachedError, UsageError
 from thresher.io.lance import reading
@@ -104,6 +105,20 @@ def test_a_selection_is_of_the_version_that_was_opened(tmp_path: Path) -> None:
     assert [key for _, keys in reopen(again).keys() for key in keys] == [str(i) for i in range(30)]
 
 
+def test_a_few_long_texts_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [np.random.default_rng(i).bytes(100_000).hex() for i in range(12)]
+    lance.write_dataset(table(0, 12, caption=texts), str(tmp_path / "a.lance"))
+    store = open_store(str(tmp_path / "a.lance"))
+    for some in (np.arange(12), np.array([1, 2, 4, 5, 9, 11])):
+        monkeypatch.setattr("thresher.io.lance._BYTES", 1 << 26)
+        (whole,) = store.layout.lookup(["caption"], some)
+        monkeypatch.setattr("thresher.io.lance._BYTES", 600_000)
+        parts = list(store.layout.lookup(["caption"], some))
+        assert max(part.nbytes for part in parts) < 700_000
+        assert [one for part in parts for one in part.column(0).to_pylist()] == whole.column(0).to_pylist()
+    assert sum(len(part) for _, part in store.scan(["caption"])) == 12
+
+
 def test_a_selection_by_vectors_is_that_of_parquet(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -133,8 +148,7 @@ def test_nulls_and_nan_are_bad_rows(tmp_path: Path) -> None:
 def test_errors_say_what_to_type(tmp_path: Path) -> None:
     path = write(tmp_path / "a.lance", 0, 10)
     for location, options, message in (
-        (f"{path}@7", {}, r"has no version 7; the newest versions are 1"),
-        (path, {"reader": "lance:version=5"}, "has no version 5"),
+        (path, {"reader": "lance:version=5"}, "has no version 5; its only version is 1"),
         (f"{path}@1", {"reader": "lance:version=5"}, "names version 1, but the option says 5"),
         (path, {"image": "nothing"}, "no column 'nothing'; it has id, caption"),
         (path, {"key": "nothing"}, "no metadata column 'nothing' for --key"),
@@ -145,6 +159,27 @@ def test_errors_say_what_to_type(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
     lance.write_dataset(pa.table({"id": [1], "label": ["x"]}), str(tmp_path / "b.lance"))
     assert ids_of(str(tmp_path / "b.lance")) == [1]  # without vectors, as with other tables
+
+
+@pytest.mark.parametrize("version", ["0", "7", "-1", "007", "latest"])
+def test_a_version_that_does_not_exist_is_named_with_those_that_do(tmp_path: Path, version: str) -> None:
+    path = write(tmp_path / "a.lance", 0, 10, 20, 30)
+    message = (
+        f"{path}@{version}: has no version {version}; it has versions 1 to 3; type {path}@3, or {path} for the newest"
+    )
+    for opened in (open_store, open_data):
+        with pytest.raises(UsageError) as caught:
+            opened(f"{path}@{version}")
+        assert str(caught.value) == message
+    Path(path, "_versions", f"{2**64 - 3}.manifest").unlink()
+    with pytest.raises(UsageError, match="it has 2 versions, the first is 1 and the last 3"):
+        open_store(f"{path}@{version}")
+
+
+def test_doctor_does_not_take_a_missing_version_for_a_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.lance", 0, 10)
+    assert main(["doctor", f"{path}@9"]) != 0
+    assert "thresher inspect" not in capsys.readouterr().err
 
 
 def test_an_at_sign_is_part_of_other_names(tmp_path: Path) -> None:

@@ -12,12 +12,10 @@ from thresher.data.options import DataOptions
 from thresher.data.parts import Data, Ints
 from thresher.data.tables import Table, TablePart, refuse_splits, tables_of
 from thresher.errors import PoolError, UsageError
-from thresher.io.arrow import lacks_end, refuse_another, saved_files
+from thresher.io.arrow import STATE, is_saved, lacks_end, refuse_another, saved_files
 from thresher.io.columns import plain_schema
 from thresher.io.open import open_file, trusting
 from thresher.io.paths import visible
-
-_STATE = r"([^/]*/)?state\.json"  # a dataset that Hugging Face saved to disk, or one of its splits
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,7 @@ class Arrow:
         if not where.has(".arrow", "state.json"):
             return False
         # state.json alone may be the metadata of an image state.jpg in a folder.
-        files = where.files
-        saved = files.matching(_STATE) and files.matching(r"([^/]*/)?dataset_info\.json")
-        return bool(files.matching(r".*\.arrow") or saved)
+        return bool(where.files.matching(r".*\.arrow")) or is_saved(where.files)
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read the headers of all batches.
@@ -45,7 +41,7 @@ class Arrow:
             PoolError: Files of the dataset are missing, there is no image column, or the files have different columns.
         """
         files = where.files
-        folders = [posixpath.dirname(name) for name in files.matching(_STATE)]
+        folders = [posixpath.dirname(name) for name in files.matching(STATE)]
         if "" in folders or len(folders) == 1:
             names = saved_files(files, "" if "" in folders else folders[0])
         elif folders:

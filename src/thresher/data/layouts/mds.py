@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import posixpath
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +34,8 @@ from thresher.runtime.format import counted
 from thresher.runtime.untrusted import load_json, parse_json
 
 INDEX = "index.json"
+_INDEXES = rf"([^/]*/)?{re.escape(INDEX)}"  # of a dataset, or of one of its splits
+_EMPTY = 200  # bytes that an index without shards has at most
 _CODECS = {"gz": "gzip", "zstd": "zstd", "br": "brotli", "bz2": "bz2", "snappy": "snappy"}  # names that Arrow knows
 _ENDINGS = (".mds", *(f".mds.{ending}" for ending in _CODECS))
 _AGAIN = 8  # maximum number of times that a compressed shard is decompressed for the parts it is split into
@@ -70,8 +73,11 @@ class Mds:
     looks_like: ClassVar[str] = "index.json with *.mds of MosaicML Streaming"
 
     def recognise(self, where: Location) -> bool:
-        """Recognise an index.json with shards; compressed shards have another ending after ``.mds``."""
-        return where.has(*_ENDINGS) and bool(where.files.matching(rf"([^/]*/)?{INDEX}"))
+        """Recognise an index.json with shards, whose names may go on after ``.mds``, or one that lists none."""
+        if not where.has(*_ENDINGS, INDEX):
+            return False
+        found = where.files.matching(_INDEXES)
+        return bool(found) and (where.has(*_ENDINGS) or all(_lists_none(where.files, name) for name in found))
 
     def open(self, where: Location, options: DataOptions) -> Data:
         """Read the index, and check the sizes of the shards.
@@ -90,6 +96,19 @@ class Mds:
 
         again = _AGAIN if any(shard.codec for shard in shards.values()) else 0
         return replace(tables_of(self.name, files, options, tables, part, again), location=where.text)
+
+
+def _lists_none(files: Files, name: str) -> bool:
+    """Return whether an index is the one that MDSWriter writes if it gets no samples."""
+    path = files.path(name)
+    if (files.stamps.get(path) or stamp_of(files.protocol, path))[0] > _EMPTY:
+        return False
+    with open_file(files.protocol, path) as raw:
+        content = trusting(path, lambda: raw.read(_EMPTY))
+    try:
+        return bool(parse_json(content) == {"version": 2, "shards": []})
+    except ValueError:
+        return False
 
 
 # --- the index ------------------------------------------------------------------------------------
@@ -156,7 +175,7 @@ def shards_of(files: Files) -> list[Shard]:
         index = trusting(path, lambda: load_json(raw))
     listed = index.get("shards") if isinstance(index, dict) else None
     if not isinstance(listed, list) or not listed:
-        raise PoolError(f"{path}: lists no shards; write it again with MDSWriter")
+        raise PoolError(f"{path}: lists no shards, so there are no samples; write it again with MDSWriter")
     if index.get("version") != 2:
         raise PoolError(f"{path}: is of version {visible(str(index.get('version')), 40)}; version 2 of MDS is read")
     there = set(files.names)

@@ -9,7 +9,7 @@ import shlex
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from typing import IO, Any, ClassVar
 
@@ -239,6 +239,7 @@ class TarPart(Part):
                 yield near, whole(near, self.path, sample, pieces), True
             else:
                 yield window, sample, False
+        self._remember_end(window)
         if joined and not here:
             self._refuse_apart(window, watch.found())
 
@@ -284,6 +285,7 @@ class TarPart(Part):
                 window = window_of(file, self.protocol, self.path, _AHEAD)
                 try:
                     samples.read(window, self.path)
+                    self._remember_end(window)
                 finally:
                     apart = samples.join(window, here=self.protocol == "file")
                 self._refuse_apart(window, apart)
@@ -415,9 +417,17 @@ class TarPart(Part):
         return ""
 
     def lacks_end(self) -> bool:
-        """Return whether the tar does not end in empty blocks."""
+        """Return whether the tar does not end in empty blocks; nothing is read if this part was read to its end."""
+        return not self._has_end
+
+    @cached_property
+    def _has_end(self) -> bool:
         with open_file(self.protocol, self.path) as file:
-            return not _is_ended(Window(file, self.path, 2 * TAR_BLOCK))
+            return _is_ended(Window(file, self.path, 2 * TAR_BLOCK))
+
+    def _remember_end(self, window: Window) -> None:
+        """Look at the end of a tar that was just read, so that it is not requested once more."""
+        vars(self)["_has_end"] = _is_ended(window)
 
 
 def _is_ended(window: Window) -> bool:

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from thresher.errors import UsageError
-from thresher.io.arrow import arrow_head, saved_files
+from thresher.io.arrow import STATE, arrow_head, is_saved, saved_files
 from thresher.io.listing import Files
 from thresher.io.paths import visible
 from thresher.pool.layout import Layout, Options, from_tables
-
-_STATE = r"([^/]*/)?state\.json"  # of a dataset that Hugging Face saved to disk, or of one of its splits
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,8 @@ class Arrow:
 
     def recognise(self, files: Files) -> bool:
         """Recognise Arrow files without arrays or Parquet files, which other readers read."""
-        return bool(files.matching(_ARROW)) and not files.matching(r".*\.(np[yz]|parquet|pq)")
+        found = files.matching(_ARROW) or is_saved(files)
+        return bool(found) and not files.matching(r".*\.(np[yz]|parquet|pq)")
 
     def read(self, files: Files, options: Options) -> Layout:
         """Find the embedding columns of every file.
@@ -44,7 +43,7 @@ _ARROW = r"([^/]+/)?[^/]+\.(arrow|feather|ipc)"
 
 def _names(files: Files) -> list[str]:
     """Return the files of the pool in order: those that a saved dataset lists, else all but caches of ``datasets``."""
-    folders = [posixpath.dirname(name) for name in files.matching(_STATE)]
+    folders = [posixpath.dirname(name) for name in files.matching(STATE)]
     if "" in folders or len(folders) == 1:
         return saved_files(files, "" if "" in folders else folders[0])
     if folders:
