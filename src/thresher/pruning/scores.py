@@ -7,7 +7,7 @@ import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -106,6 +106,9 @@ class Scored(ABC):
             notes=scored.notes,
             rows={"score": np.asarray(scores, np.float32)},
         )
+
+
+CUTS = tuple(item.name for item in fields(Scored))  # parameters that only cut, and do not change a score
 
 
 def scoring_methods() -> dict[str, type[Scored]]:
