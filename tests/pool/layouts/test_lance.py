@@ -176,6 +176,12 @@ def test_a_version_that_does_not_exist_is_named_with_those_that_do(tmp_path: Pat
         open_store(f"{path}@{version}")
 
 
+def test_a_location_to_type_is_in_quotes_if_it_needs_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a b.lance", 0, 10)
+    with pytest.raises(UsageError, match=f"its only version is 1; type '{path}@1', or '{path}' for the newest"):
+        open_store(f"{path}@2")
+
+
 def test_doctor_does_not_take_a_missing_version_for_a_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.lance", 0, 10)
     assert main(["doctor", f"{path}@9"]) != 0
