@@ -100,6 +100,8 @@ HEAVY = {"numpy", "rich", "fsspec", "duckdb", "pyarrow", "torch", "ssl", "thresh
         ("thresher inspect --quic", "--quick", HEAVY),
         ("thresher report x --ti", "--title", HEAVY),
         ("thresher select semdedup --ep", "--eps", {"thresher.data", "thresher.pruning.methods.density", "pyarrow"}),
+        ("thresher sweep semdedup --ep", "--eps", {"thresher.report", "thresher.pruning.methods.density", "pyarrow"}),
+        ("thresher score negclip --na", "--name", {"thresher.export", "thresher.pruning.methods.density", "pyarrow"}),
     ],
 )
 def test_a_completion_loads_only_what_it_needs(words: str, found: str, not_loaded: set[str]) -> None:

@@ -297,11 +297,23 @@ def test_tars_among_pictures(tmp_path: Path) -> None:
     ]
 
 
+def linked(top: Path) -> Path:
+    """A folder with nothing but a symlink to a folder of images."""
+    fill(top.parent / "elsewhere", "a.png")
+    top.mkdir()
+    (top / "inner").symlink_to(top.parent / "elsewhere")
+    return top
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda top: fill(top, "images.zip", "metadata.jsonl"), r"it has 2 files \(.jsonl 1, .zip 1\); unpack .*s.zip"),
         (lambda top: fill(top, "a.mp4", "b.bin"), r"no known kind of data; it has 2 files \(.bin 1, .mp4 1\)"),
+        (
+            linked,
+            "no known kind of data; not followed: 1 symlink to folders, the first: .*inner; give the folder itself",
+        ),
         (lambda top: fill(top, "a.zip") / "a.zip", "a.zip: is an archive; unpack it and give the folder$"),
         (lambda top: fill(top, "a.JPG") / "a.JPG", "a.JPG: is a single image; give the folder that it is in$"),
     ],

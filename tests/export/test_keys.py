@@ -256,7 +256,12 @@ def test_a_text_file_has_a_key_a_line_and_only_line_feeds_end_lines(tmp_path: Pa
     path.write_text("")
     assert (len(read_keys(path)), read_keys(path).total, read_keys(path).find("")) == (0, 0, -1)
     assert read_keys(path).find_many(["a"]).tolist() == [-1]
-    path.write_bytes(b"\xff\xfe")
+    path.write_bytes("a\nb\n".encode("utf-16"))
+    with pytest.raises(
+        PoolError, match=rf"{path}: is UTF-16, not UTF-8; save it as UTF-8: iconv -f UTF-16 -t UTF-8 {path}"
+    ):
+        read_keys(path)
+    path.write_bytes(b"a\xff\xfe")
     for wrong in (path, tmp_path / "nothing.txt"):
         with pytest.raises(PoolError, match="is neither a selection folder nor a file of keys"):
             read_keys(wrong)

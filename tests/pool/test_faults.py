@@ -510,7 +510,7 @@ def test_keys_that_repeat_or_climb(tmp_path: Path, kind: str, name: str) -> None
     told = refused(place, tmp_path, store.location_of("metadata", rows[0]))
     assert f"the key {reason}" in told
     assert repr(pool.keys[rows[0]]) in told
-    assert f"({len(rows)} such rows in the pool); fix the file, pass --skip-bad" in told
+    assert f"({counted(len(rows), 'such row')} in the pool); fix the file, pass --skip-bad" in told
     said = f"skipped {counted(len(rows), 'row')} because {'its' if len(rows) == 1 else 'their'} key {reason}"
     selection = same_without(place, tmp_path, rows, said, steps=STEPS[2:])
     assert selection.steps[0].why(rows[0]).startswith(f"its key {reason}")

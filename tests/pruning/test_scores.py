@@ -262,7 +262,7 @@ def test_files_that_do_not_fit_are_told(store, bare, place, tmp_path) -> None:
     refused(UsageError, "no column 'b'; it has uid, bb.*Did you mean 'bb'", {"uid": names, "bb": v}, column=":b")
     refused(UsageError, "'t' is not numeric", {"uid": names, "t": names}, column=":t")
     refused(BadRowsError, "the uid 'k1' occurs more than once", {"uid": ["k1", *names], "v": [0, *v]})
-    refused(BadRowsError, r"row 4: 'v' is empty or NaN \(1 such rows\)", {"uid": names, "v": nothing})
+    refused(BadRowsError, r"row 4: 'v' is empty or NaN \(1 such row\)", {"uid": names, "v": nothing})
     refused(BadRowsError, rf"for the uid {names[0]} \(2 of {N} rows", {"uid": names[2:], "v": v[2:]})
     refused(UsageError, "no column 'row' to join by", {"uid": names, "v": v}, bare)
     refused(BadRowsError, "must hold row numbers from 0 to 299", {"row": np.arange(N) + 1, "v": v}, bare)
@@ -431,7 +431,7 @@ def test_scores_in_other_formats(ending, named, numbered, place, tmp_path) -> No
 @pytest.mark.parametrize(
     ("values", "error", "says"),
     [
-        (["NaN", *["0.5"] * 299], BadRowsError, r"row 0: 'aes' is empty or NaN \(1 such rows?\)"),
+        (["NaN", *["0.5"] * 299], BadRowsError, r"row 0: 'aes' is empty or NaN \(1 such row\)"),
         (["", *["0.5"] * 299], BadRowsError, r"row 0: 'aes' is empty or NaN"),
         (
             ['"high"', *["0.5"] * 299],

@@ -14,7 +14,7 @@ from thresher.check.cost import Cluster, Constants, estimate, rows_of
 from thresher.errors import ThresherError
 from thresher.io.arrow import ENDINGS, lacks_end
 from thresher.io.listing import Files, named
-from thresher.io.paths import visible
+from thresher.io.paths import typed
 from thresher.io.readers import recognising
 from thresher.io.remote import in_parallel
 from thresher.ops.vectors import norms_of
@@ -86,7 +86,7 @@ def look_instead(location: str) -> str:
         pool = recognising(POOL_READERS, Files.at(location)) is not None
     except ThresherError:
         pool = False
-    return f"; if it is a pool, type thresher inspect {visible(location)}" if pool else ""
+    return f"; if it is a pool, type thresher inspect {typed(location)}" if pool else ""
 
 
 def _field(run: Run, part: str, quick: bool) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
     if len({field["dim"] for field in report["fields"].values()}) > 1:
         texts.append("image and text embeddings differ in width: no CLIP score can be computed from them")
     if not report["fields"]:
-        look = f"; to look at raw images and captions type thresher doctor {report['location']}"
+        look = f"; to look at raw images and captions type thresher doctor {typed(report['location'])}"
         texts.append(
             "there are no embeddings here: only filter, random and stored scores will work"
             + (look if report["layout"] in _MAY_BE_RAW else "")

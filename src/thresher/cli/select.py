@@ -42,15 +42,22 @@ class _Methods(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         from thresher.pruning.registry import METHODS
 
-        if ctx.resilient_parsing:  # a shell completes: only this method is loaded
-            try:
-                return _method_command(cmd_name, METHODS.find(cmd_name))
-            except UsageError:
-                return None
-        if METHODS.broken(cmd_name):
+        if not ctx.resilient_parsing and METHODS.broken(cmd_name):
             METHODS.find(cmd_name)  # raises with the reason
-        cls = METHODS.all().get(cmd_name)
+        cls = _named(ctx, cmd_name)
         return _method_command(cmd_name, cls) if cls else None
+
+
+def _named(ctx: click.Context, name: str) -> Any:
+    """Return a method, None if there is none; while a shell completes, the others are not loaded."""
+    from thresher.pruning.registry import METHODS
+
+    if not ctx.resilient_parsing:
+        return METHODS.all().get(name)
+    try:
+        return METHODS.find(name)
+    except UsageError:
+        return None
 
 
 @click.group(cls=_Methods)
@@ -126,12 +133,11 @@ class _Sweeps(_Methods):
         return [name for name, cls in METHODS.all().items() if _swept(cls)]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from thresher.pruning.registry import METHODS
-
-        cls = METHODS.all().get(cmd_name)
+        cls = _named(ctx, cmd_name)
         return _sweep_command(cmd_name, cls) if cls and _swept(cls) else None
 
 
+_SWEPT = ("keep", "eps", "threshold")
 _SWEPT_COLUMNS = (
     "Columns of the table: score is the mean score of the rows kept; covariance the error of the image-text "
     "covariance, and covariance_ratio that error divided by the one of as many random rows, so that below 1 is better "
@@ -142,10 +148,9 @@ _SWEPT_COLUMNS = (
 
 def _swept(cls: Any) -> list[str]:
     """Return the parameters of a method that can be swept."""
-    from thresher.report.sweep import SWEPT
     from thresher.runtime.parameters import parameters_of
 
-    return [item.name for item in parameters_of(cls) if item.name in SWEPT]
+    return [item.name for item in parameters_of(cls) if item.name in _SWEPT]
 
 
 @click.group(cls=_Sweeps)
@@ -201,10 +206,10 @@ class _Scorers(Group):
         return list(scoring_methods())
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from thresher.pruning.scores import scoring_methods
+        from thresher.pruning.scores import Scored
 
-        cls = scoring_methods().get(cmd_name)
-        return _score_command(cmd_name, cls) if cls else None
+        cls = _named(ctx, cmd_name)
+        return _score_command(cmd_name, cls) if cls and issubclass(cls, Scored) else None
 
 
 @click.group(cls=_Scorers)
@@ -213,7 +218,7 @@ def score() -> None:
 
 
 def _score_command(name: str, cls: Any) -> click.Command:
-    from thresher.pruning.score_table import CUTS
+    from thresher.pruning.scores import CUTS
 
     @click.argument("pool")
     @click.option("-o", "--out", required=True, metavar="FILE", help="Parquet file to write.")

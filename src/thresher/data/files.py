@@ -221,7 +221,8 @@ class Contents:
 
     def instead(self) -> str:
         """Return the end of a message on a folder without data."""
-        return f"; it has {self.unread()}" if self.others else ""
+        found = [f"it has {self.unread()}"] if self.others else []
+        return "".join(f"; {one}" for one in (*found, *self._not_followed()))
 
     def notes(self) -> Iterator[str]:
         """Yield a sentence about each kind of file that is not read."""
@@ -233,6 +234,9 @@ class Contents:
             yield f"{counted(counts.total(), 'image')} in a format that cannot be read ({_by_ending(counts)}): {what}"
         if text := self.unread():
             yield f"not read: {text}"
+        yield from self._not_followed()
+
+    def _not_followed(self) -> Iterator[str]:
         if self.links:
             yield (
                 f"not followed: {counted(len(self.links), 'symlink')} to folders, the first: {visible(self.links[0])}; "

@@ -18,7 +18,7 @@ from thresher.data.parts import Ints, Part, Scanned
 from thresher.data.samples import Sample
 from thresher.errors import ChangedError, PoolError
 from thresher.io.open import open_file
-from thresher.io.paths import without_parent, writable
+from thresher.io.paths import typed, without_parent, writable
 
 # Usual columns; open_clip's come first.
 PATHS = ("filepath", "image_path", "path", "file_name", "filename", "image", "image_name", "images")
@@ -140,7 +140,9 @@ def file_of(where: Location) -> tuple[str, str]:
     path = where.files.path(names[0])
     for ending, unpack in _UNPACK.items():
         if path.lower().endswith(ending):
-            raise PoolError(f"{path}: is compressed, and its rows are read in any order; unpack it: {unpack} {path}")
+            raise PoolError(
+                f"{path}: is compressed, and its rows are read in any order; unpack it: {unpack} {typed(path)}"
+            )
     return where.files.protocol, path
 
 

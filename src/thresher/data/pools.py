@@ -10,7 +10,7 @@ from typing import Any
 from thresher.data.location import Location
 from thresher.data.parts import Data
 from thresher.errors import PoolError, UnreachedError, UsageError
-from thresher.io.paths import visible
+from thresher.io.paths import typed, visible
 from thresher.io.plan import PLAN, datasets_in, paths_of, plan_of_pool
 
 _FOLDERS = ("metadata", "img_emb", "text_emb")  # of a pool
@@ -98,5 +98,5 @@ def _refusal(location: str, pool: str, origin: str, *, thumbnails: bool) -> Usag
     insist = "; to use its thumbnails as images pass --thumbnails-as-data" if thumbnails else ""
     return UsageError(
         f"{location}: is a pool, not raw data; give {source}{insist}; to look at the pool type "
-        f"thresher inspect {visible(pool)}"
+        f"thresher inspect {typed(pool)}"
     )

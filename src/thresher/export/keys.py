@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from thresher.errors import PoolError, UsageError
 from thresher.io.columns import KEYS, as_text
+from thresher.io.csv import why_not_utf8
 from thresher.io.key_forms import unlike
 from thresher.io.npy import npy_keys
 from thresher.io.parquet import TablePiece, table_piece
@@ -410,6 +411,10 @@ def _path(sel: Chosen) -> str:
 
 def _lines(path: str) -> Iterator[str]:
     try:
+        with open(path, "rb") as raw:
+            why = why_not_utf8(path, raw.read(4))
+        if why:
+            raise PoolError(f"{path}: {why}")
         with open(path, encoding="utf-8-sig") as file:
             for line in file:
                 if key := line.removesuffix("\n"):

@@ -6,13 +6,12 @@ import csv
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from shlex import quote
 from typing import IO
 
 from thresher.errors import PoolError, UsageError
 from thresher.io.columns import CAPTIONS, FILES
 from thresher.io.open import trusting
-from thresher.io.paths import visible
+from thresher.io.paths import typed, visible
 
 LINE = 1 << 24  # maximum bytes of a line, and of a row, which may have an image in base64
 _STEP = 1 << 20  # maximum bytes read at a time
@@ -39,14 +38,13 @@ class Lines:
         for line in self._lines():
             if len(line) > self._most:
                 raise PoolError(f"{self._path}: the line at byte {self.at:,} exceeds {self._most:,} bytes")
-            if not self.at and (name := _other_code(line)):
-                to = f"iconv -f {name} -t UTF-8 {quote(self._path)} > NEW"
-                raise PoolError(f"{self._path}: is {name}, not UTF-8; save it as UTF-8: {to}")
+            if not self.at and (why := why_not_utf8(self._path, line)):
+                raise PoolError(f"{self._path}: {why}")
             try:
                 text = line.decode("utf-8" if self.at else "utf-8-sig")
             except UnicodeDecodeError as error:
                 at = self.at + error.start
-                to = f"iconv -f WINDOWS-1252 -t UTF-8 {quote(self._path)} > NEW"
+                to = f"iconv -f WINDOWS-1252 -t UTF-8 {typed(self._path)} > NEW"
                 raise PoolError(
                     f"{self._path}: is not valid UTF-8 at byte {at:,}; save it as UTF-8 (if it is from Windows: {to})"
                 ) from None
@@ -178,6 +176,12 @@ def _reader(lines: Iterable[str], delimiter: str, *, strict: bool = False) -> It
     if csv.field_size_limit() < LINE:
         csv.field_size_limit(LINE)
     return csv.reader(lines, delimiter=delimiter, strict=strict)
+
+
+def why_not_utf8(path: str, begin: bytes) -> str:
+    """Return that a file is in another code, as its first bytes say, and what to type; "" if they do not."""
+    name = _other_code(begin)
+    return f"is {name}, not UTF-8; save it as UTF-8: iconv -f {name} -t UTF-8 {typed(path)} > NEW" if name else ""
 
 
 def _other_code(line: bytes) -> str:

@@ -23,7 +23,7 @@ from thresher.io.columns import plain_batch, plain_schema
 from thresher.io.listing import Files, stamp_of
 from thresher.io.open import meaning_of, trusting
 from thresher.io.parquet import TablePiece, exactly, vectors_of
-from thresher.io.paths import is_unsafe, visible
+from thresher.io.paths import is_unsafe, typed, visible
 from thresher.io.pieces import Array, stored_dtype
 from thresher.runtime.format import counted
 from thresher.runtime.random import digest
@@ -292,7 +292,7 @@ def _versions(files: Files, known: Sequence[int]) -> str:
     else:
         there = f"it has {len(known):,} versions, the first is {first} and the last {last}"
     path = files.location.removesuffix(f"@{files.version}")
-    return f"{there}; type {path}@{last}, or {path} for the newest" if files.version else there
+    return f"{there}; type {typed(f'{path}@{last}')}, or {typed(path)} for the newest" if files.version else there
 
 
 def _parsed(dataset: Any) -> tuple[Any, list[Any], Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import unicodedata
 
 _LONG = 400  # maximum characters of a text that are shown
@@ -81,6 +82,11 @@ def writable(text: str) -> str:
 def composed(name: str) -> str:
     """Return a name with composed letters (Unicode NFC); macOS, and zip files made there, decompose them."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def typed(path: str) -> str:
+    """Return a path in a form that is safe to print and to type in a shell, in quotes if it needs them."""
+    return shlex.quote(visible(path))
 
 
 def visible(text: str, limit: int | None = _LONG) -> str:

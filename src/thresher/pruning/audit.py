@@ -94,7 +94,7 @@ class Audit:
         count = int(np.count_nonzero(codes == codes[row_at]))
         raise BadRowsError(
             f"{run.store.location_of('metadata', row)}: {_CODES[codes[row_at]].replace('its', 'the', 1)}: {key!r} "
-            f"({count:,} such rows in the pool); "
+            f"({counted(count, 'such row')} in the pool); "
             + (
                 "fix the values, give skip_bad=True to skip such rows, or give other keys= ('row': row numbers)"
                 if run.store.in_memory

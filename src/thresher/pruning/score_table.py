@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from thresher.io.places import local_copy, located, place
 from thresher.pool.store import EmbeddingStore, absolute
 from thresher.pruning.recipe import run_steps
 from thresher.pruning.run import Run
-from thresher.pruning.scores import MARK, Scored, scoring_methods
+from thresher.pruning.scores import CUTS, MARK, Scored, scoring_methods
 from thresher.runtime import random
 from thresher.runtime.cache import Cache
 from thresher.runtime.engine import Engine, make_engine
@@ -33,8 +33,6 @@ from thresher.runtime.process import one_blas_thread
 from thresher.runtime.progress import Progress, Silent
 from thresher.runtime.results import exists_already, refuse_other, result_file
 from thresher.selection import Selection
-
-CUTS = tuple(item.name for item in fields(Scored))  # parameters that only cut, and do not change a score
 
 
 @dataclass(frozen=True, eq=False)

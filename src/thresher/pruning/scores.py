@@ -7,7 +7,7 @@ import re
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -24,6 +24,7 @@ from thresher.pool.layout import Options, Rows
 from thresher.pool.store import EmbeddingStore, missing, open_store, open_table
 from thresher.pruning.registry import METHODS, build
 from thresher.pruning.run import Run
+from thresher.runtime.format import counted
 from thresher.runtime.parameters import is_required, parameters_of
 from thresher.runtime.places import expanded
 from thresher.runtime.template import RoundedFloat
@@ -106,6 +107,9 @@ class Scored(ABC):
             notes=scored.notes,
             rows={"score": np.asarray(scores, np.float32)},
         )
+
+
+CUTS = tuple(item.name for item in fields(Scored))  # parameters that only cut, and do not change a score
 
 
 def scoring_methods() -> dict[str, type[Scored]]:
@@ -225,7 +229,7 @@ def _stored(run: Run, name: str) -> Score:
         row = int(run.store.ids[empty[0]])
         raise BadRowsError(
             f"{run.store.location_of('metadata', row)}: the score column {name!r} is empty or NaN "
-            f"({len(empty):,} such rows); filter them out first with where = {_has_number(name)!r}"
+            f"({counted(len(empty), 'such row')}); filter them out first with where = {_has_number(name)!r}"
         )
     return Score(values, (f"taken from the column {name}",))
 
@@ -282,8 +286,8 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
     if len(empty := missing(values)):
         raise BadRowsError(
             f"{other.location_of('metadata', int(places[empty[0]]))}: {name!r} is empty or NaN "
-            f"({len(empty):,} such rows); to use only the others, pass --within the result of thresher select filter "
-            f"--metadata {location} --where {shlex.quote(_has_number(name))}"
+            f"({counted(len(empty), 'such row')}); to use only the others, pass --within the result of thresher select "
+            f"filter --metadata {shlex.quote(str(location))} --where {shlex.quote(_has_number(name))}"
         )
     return Score(values, (f"{name} taken from {location} by {key}",))
 

@@ -20,7 +20,6 @@ from thresher.report.compare import clusters_of
 from thresher.runtime.parameters import from_text, type_of, without_none
 from thresher.selection import Selection
 
-SWEPT = ("keep", "eps", "threshold")  # parameters that the command line sweeps
 _MOST = 200  # values
 _STEPS = 9  # values of a range
 

