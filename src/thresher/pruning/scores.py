@@ -16,6 +16,7 @@ import numpy.typing as npt
 from thresher.errors import BadRowsError, UsageError, suggest
 from thresher.io.key_forms import unlike
 from thresher.io.parquet import parquet_metadata
+from thresher.io.paths import typed
 from thresher.io.sql import is_sql
 from thresher.io.tables import TABLES
 from thresher.ops.cut import top
@@ -287,7 +288,7 @@ def _from_file(run: Run, location: str, name: str | None, parameter: str) -> Sco
         raise BadRowsError(
             f"{other.location_of('metadata', int(places[empty[0]]))}: {name!r} is empty or NaN "
             f"({counted(len(empty), 'such row')}); to use only the others, pass --within the result of thresher select "
-            f"filter --metadata {shlex.quote(str(location))} --where {shlex.quote(_has_number(name))}"
+            f"filter --metadata {typed(str(location))} --where {shlex.quote(_has_number(name))}"
         )
     return Score(values, (f"{name} taken from {location} by {key}",))
 
