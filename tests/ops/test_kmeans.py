@@ -110,6 +110,31 @@ def test_the_first_moves_are_the_sums_of_each_group(stripes: int, size: int, k: 
         np.testing.assert_allclose(moves.bounds.lower_B, angles[:, 1], atol=2e-3)
 
 
+@pytest.mark.parametrize("sizes", [[12_000], [5000, 7000], [100] * 120, [4096, 1, 4095, 3808]])
+def test_moves_of_many_rows_are_the_changes_of_each_group(sizes: list[int]) -> None:
+    """Rows that change their group are summed some thousand at a time, whatever the stripes are."""
+    rows, old, new = units(12_000, 3, 1), units(9, 3, 2), units(9, 3, 3)
+    ends = np.cumsum(sizes).tolist()
+    label = nearest_centroid(rows, old)[0]
+    for before in (np.full(len(rows), -1, np.int32), label):
+        bounds = Bounds(before.copy(), np.zeros(len(rows), np.float32), np.zeros(len(rows), np.float32))
+        stripes = (rows[end - size : end] for size, end in zip(sizes, ends, strict=True))
+        rule = MoveRows(new, np.full(9, 4, np.float32), bounds="sampled")
+        moves = rule(stripes, bounds)
+        after = nearest_centroid(rows, new)[0]
+        assert ((after != before).sum()) > 4096
+        sums, counts = np.zeros((9, 3)), np.zeros(9, np.int64)
+        for row, left, joined in zip(rows.astype(np.float64), before.tolist(), after.tolist(), strict=True):
+            for group, sign in ((left, -1), (joined, 1)):
+                if left != joined and group >= 0:
+                    sums[group] += sign * row
+                    counts[group] += sign
+        assert moves.groups_J.tolist() == list(range(9))
+        np.testing.assert_allclose(moves.sums_JD, sums, atol=1e-3)
+        np.testing.assert_array_equal(moves.counts_J, counts)
+        np.testing.assert_array_equal(moves.bounds.labels_B, after)
+
+
 class Counting:
     """Notes how many rows are multiplied with how many centroids."""
 

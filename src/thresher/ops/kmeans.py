@@ -4,8 +4,8 @@ Rows are processed in cache-sized stripes - product, argmax, accumulate - so tha
 never stored. Each row has two angles: an upper bound on the angle to its own centroid and a lower bound on the angle to
 any other (Hamerly 2010, on the sphere). Centroids move less and less, and rows whose bounds cannot cross are skipped,
 which changes no label. (Only the choice of the row that an empty group takes over uses the bound, not the angle.) Sums
-are updated with the rows that change their group. All sums are taken in row order, in float64 across stripes, so that
-the number of workers cannot change a bit.
+are updated with the rows that change their group, some thousand at a time. All sums are taken in row order, so that the
+number of workers cannot change a bit.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ STRIPE = 1024  # rows per product
 TILE = 1024  # centroids per product
 SLACK = 4e-3  # minimum gap of bounds in radians: the error of float32 cosines near 1
 _NEAREST = 4  # coarse centroids whose centroids a row is multiplied with
-_SIDE_BY_SIDE = 16  # maximum rows of a group that is summed with others
+_FEW = 4  # groups that are summed one by one
+_TOGETHER = 4096  # most rows that are summed at once, in float32
+_TOGETHER_VALUES = 2**20  # and most values, unless one stripe has more
 _MOSTLY = 0.9  # share of a stripe above which all of it is multiplied, without a copy
 _EVERY = 8  # one stripe of eight takes lower bounds while they do not pay
 _SAMPLED = 2**16  # rows by which the cost of an iteration is estimated
@@ -267,43 +269,29 @@ class MoveRows:
         return self.nearest.stripe
 
     def __call__(self, stripes: Iterable[F32], bounds: Bounds) -> Moves:
-        """Relabel rows where necessary and sum the changes; float32 within a stripe, float64 across stripes."""
-        parts: list[Sums] = []
-        memory = _Memory(workspace(self.nearest.stripe, self.centroids_KD.shape[1]), products_of(self.centroids_KD))
+        """Relabel rows where necessary and sum the changes: in float32 of some thousand rows, and these in float64."""
+        d = self.centroids_KD.shape[1]
+        memory = _Memory(workspace(self.nearest.stripe, d), products_of(self.centroids_KD))
+        changes = _Changes(max(STRIPE, min(_TOGETHER, _TOGETHER_VALUES // d)), d)
         lo = 0
         for i, rows in enumerate(stripes):
             here = slice(lo, lo + len(rows))
             lo += len(rows)
             of_stripe = Bounds(bounds.labels_B[here], bounds.upper_B[here], bounds.lower_B[here])
-            parts += self._stripe(rows, of_stripe, memory, sampled=i % _EVERY == 0)
-        if not parts:
-            shape = (0, self.centroids_KD.shape[1])
-            return Moves(bounds, np.empty(0, np.int64), np.empty(shape, np.float64), np.empty(0, np.int64))
-        groups, inverse = np.unique(np.concatenate([part.groups_J for part in parts]), return_inverse=True)
-        sums = np.zeros((len(groups), self.centroids_KD.shape[1]), np.float64)
-        counts = np.zeros(len(groups), np.int64)
-        start = 0
-        for part in parts:
-            at = inverse[start : start + len(part.groups_J)]
-            start += len(at)
-            if part.leaving:
-                sums[at] -= part.sums_JD
-                counts[at] -= part.counts_J
-            else:
-                sums[at] += part.sums_JD
-                counts[at] += part.counts_J
-        return Moves(bounds, groups.astype(np.int64), sums, counts)
+            changes.add(rows, *self._stripe(rows, of_stripe, memory, sampled=i % _EVERY == 0))
+        return Moves(bounds, *changes.total())
 
-    def _stripe(self, rows_BD: F32, bounds: Bounds, memory: _Memory, *, sampled: bool) -> list[Sums]:
-        """Update labels and bounds in place; return the sums of rows that join and leave groups."""
+    def _stripe(
+        self, rows_BD: F32, bounds: Bounds, memory: _Memory, *, sampled: bool
+    ) -> tuple[npt.NDArray[np.int64], Labels, Labels]:
+        """Update labels and bounds in place; return the rows that change their group, (C,), and both groups of each."""
         label, upper, lower = bounds.labels_B, bounds.upper_B, bounds.lower_B
-        fresh = bool(label[0] < 0)
-        if fresh or self.bounds != "used":
+        if self.bounds != "used" or label[0] < 0:
             need = np.arange(len(rows_BD))
         else:
             need = self._doubtful(rows_BD, bounds, memory)
         if not len(need):
-            return []
+            return need, label[need], label[need]
         if len(need) > _MOSTLY * len(rows_BD):
             need = np.arange(len(rows_BD))
             some = rows_BD
@@ -313,15 +301,8 @@ class MoveRows:
         labels, best, others = self.nearest(some, self._columns_KD, memory.products, second=second)
         before = label[need]
         label[need], upper[need], lower[need] = labels, _angles(best), _angles(others) if second else 0
-        if fresh:
-            return [sums_by_group(rows_BD[part], labels[part]) for part in _parts(len(labels))]
-        sums = []
-        for part in _parts(len(labels)):
-            changed = np.flatnonzero(labels[part] != before[part])
-            if len(changed):
-                sums.append(sums_by_group(some[part], labels[part][changed], changed))
-                sums.append(sums_by_group(some[part], before[part][changed], changed, leaving=True))
-        return sums
+        changed = np.flatnonzero(labels != before)
+        return need[changed], before[changed], labels[changed]
 
     def _doubtful(self, rows_BD: F32, bounds: Bounds, memory: _Memory) -> npt.NDArray[np.int64]:
         """Update the bounds for the moves of the centroids; return the rows that may change their group."""
@@ -396,11 +377,6 @@ def rule_for(state: State, nearest: Nearest = NumpyNearest(), slack: float = SLA
     return rule
 
 
-def _parts(rows: int) -> Iterator[slice]:
-    """Split rows into parts of which float32 sums are taken."""
-    return (slice(lo, lo + STRIPE) for lo in range(0, rows, STRIPE))
-
-
 def _angles(cosines: F32) -> F32:
     return np.arccos(np.clip(cosines, -1, 1))
 
@@ -411,22 +387,67 @@ class Sums(NamedTuple):
     groups_J: Labels
     sums_JD: F32
     counts_J: npt.NDArray[np.int64]
-    leaving: bool
 
 
-def sums_by_group(
-    rows_BD: F32, labels_C: Labels, at_C: npt.NDArray[np.int64] | None = None, *, leaving: bool = False
-) -> Sums:
+class _Changes:
+    """Collects rows that change their group, from many stripes, and sums them together: fewer and larger sums."""
+
+    def __init__(self, rows: int, dim: int) -> None:
+        self._rows = workspace(rows, dim)
+        self._groups = np.empty((2, rows), np.int32)  # before and after
+        self._held = 0
+        self._parts: list[tuple[Sums, bool]] = []
+
+    def add(self, rows_BD: F32, at_C: npt.NDArray[np.int64], before_C: Labels, after_C: Labels) -> None:
+        """Add rows ``at_C`` of a stripe, which leave one group (-1: none) and join another."""
+        done = 0
+        while done < len(at_C):
+            start = self._held
+            take = slice(done, done + len(self._rows) - start)
+            some = at_C[take]
+            done += len(some)
+            self._held += len(some)
+            here = slice(start, self._held)
+            np.take(rows_BD, some, axis=0, out=self._rows[here], mode="clip")
+            self._groups[0, here], self._groups[1, here] = before_C[take], after_C[take]
+            if self._held == len(self._rows):
+                self._sum()
+
+    def _sum(self) -> None:
+        before, after = self._groups[:, : self._held]
+        left = np.flatnonzero(before >= 0)
+        for groups, at, leaving in ((after, None, False), (before[left], left, True)):
+            if len(groups):
+                self._parts.append((sums_by_group(self._rows, groups, at), leaving))
+        self._held = 0
+
+    def total(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Return the ascending groups that changed, (J,), and the changes of their sums, (J, D), and counts, (J,)."""
+        self._sum()
+        present = [part.groups_J for part, _ in self._parts]
+        groups = np.unique(np.concatenate([np.empty(0, np.int32), *present])).astype(np.int64)
+        sums, counts = np.zeros((len(groups), self._rows.shape[1])), np.zeros(len(groups), np.int64)
+        for part, leaving in self._parts:
+            at = np.searchsorted(groups, part.groups_J)
+            if leaving:
+                sums[at] -= part.sums_JD
+                counts[at] -= part.counts_J
+            else:
+                sums[at] += part.sums_JD
+                counts[at] += part.counts_J
+        return groups, sums, counts
+
+
+def sums_by_group(rows_BD: F32, labels_C: Labels, at_C: npt.NDArray[np.int64] | None = None) -> Sums:
     """Sum the rows of each group, in row order; the largest groups come first.
 
-    Small groups are summed together - the second rows of all groups, then the third, and so on - and only larger groups
-    one by one: many times faster than ``np.add.reduceat``.
+    Groups are summed together - the second rows of all groups, then the third, and so on - until few groups have a next
+    row; these are summed one by one. This is many times faster than ``np.add.reduceat``.
 
     Args:
         rows_BD: (B, D) float32.
         labels_C: (C,) the group of each row to sum.
-        at_C: (C,) positions of these rows; all rows by default.
-        leaving: Whether the sums are to be subtracted.
+        at_C: (C,) positions of these rows; the first C by default.
     """
     order = np.argsort(labels_C, kind="stable")
     ordered = labels_C[order]
@@ -437,17 +458,17 @@ def sums_by_group(
     if at_C is not None:
         order = at_C[order]
     sums = np.take(rows_BD, order[starts], axis=0, mode="clip")
-    large = int(np.searchsorted(-counts, -_SIDE_BY_SIDE))
-    for j in range(large):
-        sums[j] = np.add.reduce(rows_BD[order[starts[j] : starts[j] + counts[j]]], axis=0)
-    others = np.empty_like(sums[large:])
-    for turn in range(1, _SIDE_BY_SIDE):
-        end = int(np.searchsorted(-counts, -turn))
-        if end <= large:
-            break
-        next_rows = others[: end - large]
-        sums[large:end] += np.take(rows_BD, order[starts[large:end] + turn], axis=0, out=next_rows, mode="clip")
-    return Sums(ordered[starts], sums, counts, leaving)
+    with_row = np.searchsorted(-counts, -np.arange(counts[0] + 1)).tolist()  # groups of more than 0, 1, ... rows
+    turn, memory = 1, np.empty_like(sums)
+    while with_row[turn] > _FEW:
+        end = with_row[turn]
+        sums[:end] += np.take(rows_BD, order[starts[:end] + turn], axis=0, out=memory[:end], mode="clip")
+        turn += 1
+    for j in range(with_row[turn]):
+        rest = rows_BD[order[starts[j] + turn : starts[j] + counts[j]]]
+        rest[0] += sums[j]
+        sums[j] = np.add.reduce(rest, axis=0)
+    return Sums(ordered[starts], sums, counts)
 
 
 Passes = Callable[[MoveRows, State], Iterator[Moves]]
