@@ -60,7 +60,7 @@ def test_a_plan_has_its_rows_and_a_row_for_every_budget() -> None:
     ],
 )
 def test_a_row_needs_the_proxy_only_if_a_step_does(steps: str, pool: str) -> None:
-    text = PLAN.partition("[[row]]\nname = \"random\"")[0] + f'[[row]]\nname = "made"\nsteps = {steps}\n'
+    text = PLAN.partition('[[row]]\nname = "random"')[0] + f'[[row]]\nname = "made"\nsteps = {steps}\n'
     made = Plan.parse(text).rows[-1]
     assert (made.pool, made.needs_proxy) == (pool, pool == "proxy")
     given = Plan.parse(text + 'pool = "proxy"\n').rows[-1]
