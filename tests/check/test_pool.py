@@ -22,9 +22,10 @@ from tests.pools import (
     write_npy,
     write_parquet,
 )
-from thresher import UsageError
+from thresher import PoolError, UsageError
 from thresher.cli.main import main
 from thresher.data import open_data
+from thresher.pool.store import open_store
 
 METHODS = {
     "clip-score": "clip-score --keep 50%",
@@ -81,6 +82,21 @@ def _raw(folder: Path, kind: str) -> Path:
         (folder / "in").mkdir()
         (folder / "in" / "a.jpg").write_bytes(picture(0, "JPEG"))
         return folder / "in"
+    if kind == "bitmaps, deep":
+        (folder / "in/a/b/c").mkdir(parents=True)
+        (folder / "in/a/b/c/a.bmp").write_bytes(picture(0, "BMP"))
+        return folder / "in"
+    if kind == "mds":
+        from streaming import MDSWriter
+
+        with MDSWriter(out=str(folder / "in"), columns={"image": "bytes", "text": "str"}, compression="zstd") as out:
+            out.write({"image": picture(0), "text": "x"})
+        return folder / "in"
+    if kind == "lance of images":
+        from lance import write_dataset
+
+        write_dataset(pa.table({**rows, "image": [picture(0), picture(1)]}), str(folder / "in.lance"))
+        return folder / "in.lance"
     if kind in ("csv", "jsonl"):
         words = "filepath\ttitle\na.jpg\tx\n" if kind == "csv" else '{"image": "a.jpg", "caption": "x"}\n'
         (folder / f"in.{kind}").write_text(words)
@@ -95,14 +111,30 @@ def _raw(folder: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize(
-    "kind", ["tars", "pictures", "csv", "jsonl", "parquet of captions", "parquet of images", "arrow of images"]
+    "kind",
+    [
+        *("tars", "pictures", "bitmaps, deep", "csv", "jsonl", "mds"),
+        *("parquet of captions", "parquet of images", "arrow of images", "lance of images"),
+    ],
 )
+@pytest.mark.filterwarnings("ignore")  # of streaming
 def test_inspecting_raw_data_says_what_to_type(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     place = _raw(tmp_path, kind)
     code = main(["inspect", str(place)])
     said = capsys.readouterr()
     assert f"type thresher doctor {place}" in said.out + said.err
     assert code == (0 if "of" in kind else 2)
+
+
+def test_raw_data_are_named_where_a_pool_is_wanted(tmp_path: Path) -> None:
+    place = _raw(tmp_path, "pictures").parent
+    with pytest.raises(PoolError, match=r"looks like raw data \(found: a.jpg\), read as folder .* thresher embed "):
+        open_store(str(place / "in"))
+    (place / "00.tar").write_bytes(b"")
+    with pytest.raises(PoolError, match=r"\{00..00\}.tar: looks like raw data, read as webdataset"):
+        open_store(str(place / "{00..00}.tar"))
+    with pytest.raises(PoolError, match=r"none.tar: nothing is there"):
+        open_store(str(place / "none.tar"))
 
 
 def test_a_key_is_asked_for_only_if_there_are_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,6 @@ name = "cabs"
 compose = "diversity"
 [[row]]
 name = "random"
-pool = "data"
 steps = [{ method = "random", keep = "70%" }]
 """
 

@@ -45,6 +45,33 @@ def test_a_plan_has_its_rows_and_a_row_for_every_budget() -> None:
     assert (plan.seeds, plan.rows[1].prune, [one.name for one in plan.corpora]) == ((0, 1), 0.3, ["as-is"])
 
 
+@pytest.mark.parametrize(
+    ("steps", "pool"),
+    [
+        ('[{ method = "random", keep = "50%" }]', "data"),
+        ('[{ method = "filter", where = "words(text) > 2" }, { method = "random", keep = "50%" }]', "data"),
+        ('[{ method = "metaclip", keep = "50%" }]', "data"),
+        ('[{ method = "dedup", column = "text" }]', "data"),
+        ('[{ method = "filter", where = "width > 2" }]', "proxy"),
+        ('[{ method = "metaclip", keep = "50%", language = "language" }]', "proxy"),
+        ('[{ method = "dedup" }]', "proxy"),
+        ('[{ method = "dedup", column = "text", prefer = "clip-score" }]', "proxy"),
+        ('[{ method = "semdedup", keep = "50%" }, { method = "random", keep = "50%" }]', "proxy"),
+    ],
+)
+def test_a_row_needs_the_proxy_only_if_a_step_does(steps: str, pool: str) -> None:
+    text = PLAN.partition('[[row]]\nname = "random"')[0] + f'[[row]]\nname = "made"\nsteps = {steps}\n'
+    made = Plan.parse(text).rows[-1]
+    assert (made.pool, made.needs_proxy) == (pool, pool == "proxy")
+    given = Plan.parse(text + 'pool = "proxy"\n').rows[-1]
+    assert given.needs_proxy
+
+
+def test_rows_without_steps_need_no_proxy_and_record_what_they_always_did() -> None:
+    row = Row(name="scan", policy="scan", prune=0.3)
+    assert (row.pool, row.needs_proxy) == ("proxy", False)
+
+
 def test_a_profile_replaces_what_it_has_and_leaves_the_rest() -> None:
     plan = Plan.parse(PLAN, profile="fast")
     assert (plan.seeds, plan.trainer.epochs, plan.trainer.batch_size) == ((3, 5), 2, Trainer().batch_size)

@@ -177,6 +177,52 @@ def test_a_changed_run_is_begun_again_if_it_has_nothing_to_lose(tmp_path: Path) 
             assert not own.exists()
 
 
+@pytest.mark.parametrize("kept", ["pool/img_emb/img_emb_0000.npy", "pool.cost.json", "early-run/checkpoint.pt"])
+def test_a_changed_proxy_keeps_the_models_and_embeddings_that_are_done(tmp_path: Path, kept: str) -> None:
+    old, new = (
+        next(job for job in jobs.jobs_of(Plan.parse(text)) if job.kind == "proxy")
+        for text in (PLAN, PLAN.replace("early = 1", "early = 2"))
+    )
+    path = tmp_path / old.name / kept
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    (tmp_path / old.name / "job.json").write_text(json.dumps({"what": old.what}))
+    with pytest.raises(OutputError, match=r"was begun with other settings \(early\)"):
+        jobs.check(tmp_path, new)
+    assert path.exists()
+
+
+@pytest.mark.slow
+def test_a_job_that_was_killed_does_not_repeat_its_parts_that_are_done(
+    data: Path, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out = Plan.parse(PLAN).narrowed(["c-rho"]), tmp_path / "out"
+    embedded, train, trained = work._embedded, work._train, []
+
+    def killed(task: Any, encoder: str, cost: Any, name: str) -> Any:
+        if name == "early":
+            raise UsageError("killed")
+        return embedded(task, encoder, cost, name)
+
+    def noted(task: Any, folder: Path, **how: Any) -> Any:
+        trained.append(folder.name)
+        return train(task, folder, **how)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "_embedded", killed)
+        with pytest.raises(UsageError, match=r"proxies/noisy: killed"):
+            run_plan(plan, out, data=data, workers=1)
+    (out / "trial/result.json").unlink()
+    (out / "trial/run").mkdir()
+    (out / "trial/run/checkpoint.pt").write_text("what is left of a run that was being removed")
+    monkeypatch.setattr(work, "_train", noted)
+    run_plan(plan, out, data=data, workers=1)
+    assert trained == ["run", "early-run", "run"]
+    found = {run["row"]: run["scored_forwards"] for run in results(out)["runs"]}
+    assert found["c-rho"] == 280 + 2 * (100 + 100)
+    assert not list(out.rglob("checkpoint.pt"))
+
+
 def test_another_corpus_in_the_same_folder_has_a_trial_run_of_its_own(tmp_path: Path) -> None:
     text = PLAN + '[[corpus]]\nname = "clean"\n'
     noisy, clean = (
@@ -210,8 +256,8 @@ def test_a_plan_runs_on_an_engine_and_in_a_folder_that_was_moved(
     data: Path, tmp_path: Path, in_process: list[str]
 ) -> None:
     plan, out = Plan.parse(PLAN).narrowed(["random"]), tmp_path / "first/out"
-    bad = Plan.parse(PLAN.replace('method = "random", keep = "70%"', 'method = "filter", where = "width > 0"'))
-    with pytest.raises(UsageError, match=r"1 job failed: runs/noisy/random/seed-0: .*width"):
+    bad = Plan.parse(PLAN.replace('method = "random", keep = "70%"', 'method = "filter", where = "text > 0"'))
+    with pytest.raises(UsageError, match=r"1 job failed: runs/noisy/random/seed-0: .*text"):
         run_plan(bad.narrowed(["random"]), out, data=data, engine=make_engine("serial"))
     assert in_process[:2] == ["corpora/noisy", "trial"]
     assert [run["row"] for run in results(out)["runs"]] == ["full", "full-short"]

@@ -590,7 +590,7 @@ def test_places_without_a_pool(tmp_path: Path) -> None:
         "missing": "missing: nothing is there; give a folder or file",
         "empty": "empty: it is an empty folder; give a folder or file",
         "other": r"other: no known layout of embeddings \(found: notes.txt\). Known: datacomp",
-        "other/notes.txt": "no known layout of embeddings",
+        "other/notes.txt": r"looks like raw data \(found: notes.txt\), read as csv .* thresher doctor",
     }.items():
         with pytest.raises(PoolError, match=said):
             open_store(str(tmp_path / name))

@@ -340,6 +340,25 @@ def test_everything_by_keyboard(tab: Tab) -> None:
     assert {"INPUT", "SELECT", "A", "BUTTON"} <= seen
 
 
+def test_no_ring_of_the_focus_is_cut(tab: Tab) -> None:
+    page = tab.open()
+    page.locator(".tile").first.focus()
+    page.keyboard.press("Enter")
+    until(page, "document.activeElement.matches('.detail')")
+    box = page.locator(".detail").bounding_box()
+    for x, y in ((box["width"] / 2, 1), (1, box["height"] / 2), (box["width"] - 1, box["height"] / 2)):
+        shown = page.evaluate("([x, y]) => document.elementFromPoint(x, y).className", [box["x"] + x, box["y"] + y])
+        assert shown == "detail", "something covers the ring, which is drawn inside the panel"
+    page.keyboard.press("Escape")
+    link, around = page.locator("nav a").first, page.locator("nav").bounding_box()
+    link.focus()
+    offset, width = page.evaluate(
+        "['outlineOffset', 'outlineWidth'].map((name) => parseFloat(getComputedStyle(document.activeElement)[name]))"
+    )
+    assert width == 2
+    assert link.bounding_box()["y"] - offset - width >= around["y"]
+
+
 def test_who_types_slowly_or_changes_a_control_keeps_the_focus(tab: Tab) -> None:
     """Else letters typed after a pause are keys of the page, and the next Tab begins at its top."""
     page = tab.open()

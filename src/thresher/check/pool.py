@@ -11,6 +11,7 @@ import numpy as np
 
 from thresher.check.calibration import product_speed
 from thresher.check.cost import Cluster, Constants, estimate, rows_of
+from thresher.data import raw_reader
 from thresher.errors import ThresherError
 from thresher.io.arrow import ENDINGS, lacks_end
 from thresher.io.listing import Files, named
@@ -30,7 +31,6 @@ from thresher.runtime.process import matrix_kernels
 
 _QUICK = 100_000
 _SECONDS = 0.2  # of timing a matrix product
-_MAY_BE_RAW = ("parquet", "arrow")  # layouts of tables that raw data have too
 
 
 def inspect(run: Run, *, quick: bool = False) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _warnings(report: dict[str, Any], store: EmbeddingStore) -> list[str]:
         look = f"; to look at raw images and captions type thresher doctor {typed(report['location'])}"
         texts.append(
             "there are no embeddings here: only filter, random and stored scores will work"
-            + (look if report["layout"] in _MAY_BE_RAW else "")
+            + (look if raw_reader(report["location"]) is not None else "")
         )
     if report["keys"]:
         for kind, what in (

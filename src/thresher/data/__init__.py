@@ -14,7 +14,7 @@ from thresher.data.options import PER_PART, DataOptions
 from thresher.data.parts import Data, Part, Scanned, Words
 from thresher.data.pools import refuse_pool, refuse_thumbnails
 from thresher.data.samples import Place, Sample, noted
-from thresher.errors import PoolError
+from thresher.errors import PoolError, ThresherError
 from thresher.io.columns import is_text
 from thresher.io.hub import commit_note, pinned
 from thresher.io.listing import named
@@ -119,6 +119,16 @@ def open_data(location: str, options: DataOptions | None = None) -> Data:
     else:
         why = f"{location}: no known kind of data"
     raise PoolError(f"{why}; give {readable(DATA_READERS)}")
+
+
+def raw_reader(location: str) -> DataReader | None:
+    """Return the reader that recognises raw data at a location, None if there are none or it cannot be reached."""
+    try:
+        where = Location(expanded(pinned(location)))
+        there = where.exists or any(mark in location for mark in "{:@")  # several files, or a version
+        return _reader_of(where, DataOptions()) if there else None
+    except ThresherError:
+        return None
 
 
 def _reader_of(where: Location, options: DataOptions) -> DataReader | None:

@@ -10,10 +10,9 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from thresher.dynamic.run_folder import CHECKPOINT
 from thresher.errors import OutputError
 from thresher.lab.plan import Plan, Sources
-from thresher.lab.work import JOB, KINDS, RESULT, damaged, read_own
+from thresher.lab.work import JOB, KINDS, damaged, has_work, read_own
 
 FREE = ("at_once", "device", "workers")  # parts of a trainer that do not change a result
 _ORDER = ("corpus", "trial", "proxy", "reference")
@@ -114,7 +113,7 @@ def samples_of(plan: Plan, job: Job, rows: int) -> float:
 def check(folder: Path, job: Job) -> None:
     """Refuse a job that was done, or begun, with other settings.
 
-    A trial run is only a measurement, and one that failed before its first checkpoint has nothing to lose: forget them.
+    A trial run is only a measurement, and one that failed before anything was saved has nothing to lose: forget them.
     """
     try:
         known = what_of(folder / job.name)
@@ -126,7 +125,7 @@ def check(folder: Path, job: Job) -> None:
     if known == wanted:
         return
     own = folder / job.name
-    if job.kind == "trial" or not ((own / RESULT).exists() or any(own.rglob(CHECKPOINT))):
+    if job.kind == "trial" or not has_work(own):
         shutil.rmtree(own)
     else:
         names = sorted(_differing(known, wanted))

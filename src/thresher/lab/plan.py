@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from thresher.errors import UsageError, suggest
 from thresher.io.sql import is_sql
 from thresher.runtime.parameters import Share, build
 from thresher.runtime.untrusted import cut, parse_toml, toml_text
 from thresher.selection import Keep
+
+if TYPE_CHECKING:
+    from thresher.pruning.registry import Method
 
 BASELINE, SHORT = "full", "full-short"
 HALVES = ("selection", "held-out")
@@ -26,6 +29,7 @@ CLUSTERS = "clusters"  # concepts: clusters of the embeddings of the proxy
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,59}")
 _TABLES = ("name", "about", "paper", "seeds", "data", "trainer", "evaluation", "proxy", "corpus", "row", "profile")
 _TABLE_OF = {"corpora": "corpus", "rows": "row"}  # where names in Python and in TOML differ
+_INDEXED = {"key", "text"}  # columns that every corpus has apart from its embeddings
 _MANY = 1_000_000  # rows, as long as those of a corpus are not known
 
 Task = Literal["clip", "moco"]
@@ -229,7 +233,8 @@ class Row:
         options: Options of the policy, by field.
         steps: Methods that select rows before training, each a table with ``method`` and its parameters. The value
             "early-proxy" of a parameter stands for the pool of the early proxy.
-        pool: What the steps read: "proxy", the embeddings of the proxy, or "data", keys and captions only.
+        pool: What the steps read: "proxy", the embeddings of the proxy, or "data", keys and captions only. None for
+            "data" if no step needs more, else "proxy".
         coreset_of: Another row: train on the rows of the corpus that its run found least redundant.
         selection: A selection folder or a file of keys: train on these rows.
         loss: "drrho": a loss that takes the embeddings of the proxy as its reference; "" for the loss of the trainer.
@@ -245,7 +250,7 @@ class Row:
     prune: Share | None = None
     options: dict[str, Any] = field(default_factory=dict)
     steps: tuple[dict[str, Any], ...] = ()
-    pool: Literal["proxy", "data"] = "proxy"
+    pool: Literal["proxy", "data"] | None = None
     coreset_of: str | None = None
     selection: str | None = None
     loss: Literal["", "drrho"] = ""
@@ -268,6 +273,9 @@ class Row:
             raise UsageError(
                 f"row {self.name}: concepts = {self.concepts!r}; give clusters or column:NAME, and compose"
             )
+        steps = [self._step(table) for table in self.steps]
+        if self.pool is None:
+            object.__setattr__(self, "pool", _pool_of(steps))  # so that the value in use is recorded
         if self.selects:
             if self.policy != "full" or self.prune is not None or self.options:
                 raise UsageError(f"row {self.name}: trains on a selection; leave out policy, prune and options")
@@ -275,8 +283,6 @@ class Row:
                 raise UsageError(f"row {self.name}: give one of steps, coreset_of and selection")
             if self.keep is not None:
                 Keep.parse(self.keep)
-            for table in self.steps:
-                self._check_step(table)
             return
         if self.keep is not None:
             raise UsageError(f"row {self.name}: keep is for rows with steps or coreset_of")
@@ -286,12 +292,12 @@ class Row:
         if POLICIES.find(self.policy).needs_selection:
             raise UsageError(f"row {self.name}: for policy {self.policy} give steps, coreset_of or selection instead")
 
-    def _check_step(self, table: Any) -> None:
+    def _step(self, table: Any) -> Method:
         from thresher.pruning.registry import build as build_method
 
         if not isinstance(table, dict) or not isinstance(table.get("method"), str):
             raise UsageError(f'row {self.name}: a step is a table with method = "..."')
-        build_method(table["method"], {key: value for key, value in table.items() if key != "method"})
+        return build_method(table["method"], {key: value for key, value in table.items() if key != "method"})
 
     @property
     def selects(self) -> bool:
@@ -545,6 +551,14 @@ def _row(table: dict[str, Any]) -> Row:
     name = table.get("name")
     made: Row = _built(Row, f"row {cut(str(name))}" if name else "row", table)
     return made
+
+
+def _pool_of(steps: Sequence[Method]) -> Literal["proxy", "data"]:
+    """Return the pool that steps read: "data" if none needs more than its keys and captions."""
+    from thresher.pruning.registry import only_columns
+
+    known = [only_columns(step) for step in steps]
+    return "data" if known and all(one is not None and _INDEXED.issuperset(one) for one in known) else "proxy"
 
 
 def _built(cls: type[Any], what: str, table: Any) -> Any:

@@ -108,7 +108,7 @@ class Question:
     def plan(self, folder: Path, train: str, evals: Sequence[str]) -> Plan:
         """Return the plan for data that are cut into training data and evaluation sets."""
         row: dict[str, Any] = {"name": CHOSEN}
-        random = Row(name=RANDOM, pool="data", steps=({"method": "random", "keep": self.keep},))
+        random = Row(name=RANDOM, steps=({"method": "random", "keep": self.keep},))
         if self.method is not None:
             row["steps"] = ({"method": self.method, "keep": self.keep, **self.options},)
         elif self.selection is not None:

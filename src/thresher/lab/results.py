@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,12 +252,11 @@ def difference_text(mean: Mean) -> str:
 def _notes(
     plan: Plan, runs: Sequence[Run], made: Sequence[Comparison], other: str, extra: Mapping[str, Any]
 ) -> list[str]:
-    seeds = sorted({run.seed for run in runs})
     parts = any(not one.metric.endswith(" average") for one in made)
     untested = "; averages, of the metrics after them, are not tested" if parts else ""
     lines = [
         f"Metrics are percentages on the held-out half of {', '.join(_set_names(runs)) or 'the evaluation sets'}: mean "
-        f"over {counted(len(seeds), 'seed')} ± half of the 95% interval (Student's t); differences are paired by seed, "
+        f"over {_seeds(runs)} ± half of the 95% interval (Student's t); differences are paired by seed, "
         f"with their 95% interval. \\* marks a difference to {other} that is significant at 5% after Holm's correction "
         f"for {counted(len(made), 'comparison')}{untested}. Where the interval of a difference includes 0, no "
         "difference was found.",
@@ -286,6 +286,13 @@ def _notes(
     ]
     remarks = [f"{row.name}: {row.about.strip()}" for row in plan.rows if row.about]
     return [*lines, *(line for remark in remarks for line in ("", remark))]
+
+
+def _seeds(runs: Sequence[Run]) -> str:
+    """Return how many seeds the rows have: "3 seeds", or "2 to 3 seeds" where some have fewer."""
+    each = Counter((run.corpus, run.row) for run in runs).values()
+    least, most = min(each), max(each)
+    return counted(most, "seed") if least == most else f"{least:,} to {counted(most, 'seed')}"
 
 
 def _at_once(runs: Sequence[Run]) -> str:

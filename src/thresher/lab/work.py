@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ KINDS: Mapping[str, Any] = {
 }  # fmt: skip
 # The cost of a row before anything.
 _NOTHING: Mapping[str, Any] = {"scored_forwards": 0, "seconds": 0.0, "images_decoded": 0}
+_COST = ".cost.json"  # ending of the cost of a part of a job, written when the part is done
 _MOST = 1e18  # of a number in a result
 _COUNTS = ("samples_seen", *_NOTHING)  # of a run
 _RATES = ("samples_per_second", "other_seconds")  # of the trial run
@@ -163,6 +165,13 @@ def write_json(path: Path, value: Any) -> None:
         Path(scratch).write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def has_work(folder: Path) -> bool:
+    """Return whether the folder of a job has something that took long: a result, a checkpoint, or embeddings."""
+    from thresher.embedding.pool import FOLDERS
+
+    return any(any(folder.rglob(name)) for name in (RESULT, CHECKPOINT, f"*{_COST}", f"{FOLDERS['image']}/*.npy"))
+
+
 # --- jobs -----------------------------------------------------------------------------------------
 
 
@@ -180,6 +189,7 @@ def corpus(task: Task) -> dict[str, Any]:
 
 def trial(task: Task) -> dict[str, Any]:
     """Train for a few steps, to say what a run will cost; nothing of it is used."""
+    shutil.rmtree(task.folder / "run", ignore_errors=True)  # of a trial that was killed: only a whole one is timed
     begin = time.monotonic()
     samples = min(_TRIAL * task.trainer.batch_size, task.trainer.samples(task.rows, 1.0))
     log = _train(task, task.folder / "run", evals=task.evals, samples=samples, checkpoint_minutes=60.0)
@@ -198,15 +208,25 @@ def proxy(task: Task) -> dict[str, Any]:
         return _embedded(task, how.encoder, cost, "pool")
     for name, epochs in (("pool", how.epochs), ("early", how.early)):
         if epochs:
-            run = task.folder / f"{name}-run"
-            _add(cost, _cost_of(task, _train(task, run, epochs=epochs)))
-            cost = _embedded(task, f"run:{run}", cost, name)
-            _forget(run)
+            _add(cost, _once(task.folder / f"{name}{_COST}", partial(_own_proxy, task, name, epochs)))
+            _forget(task.folder / f"{name}-run")
     return cost
+
+
+def _own_proxy(task: Task, name: str, epochs: int) -> dict[str, Any]:
+    """Train a model on the corpus, and embed the corpus with it; return what both cost."""
+    run = task.folder / f"{name}-run"
+    return _embedded(task, f"run:{run}", _cost_of(task, _train(task, run, epochs=epochs)), name)
 
 
 def reference(task: Task) -> dict[str, Any]:
     """Write the loss of every row under a model that was trained on the other half of the rows."""
+    cost = _once(task.folder / f"reference{_COST}", partial(_references, task))
+    shutil.rmtree(task.folder / "run", ignore_errors=True)
+    return cost
+
+
+def _references(task: Task) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -218,7 +238,6 @@ def reference(task: Task) -> dict[str, Any]:
     fitted = cross_fit(task.data, task.folder / "run", settings, progress=Lines())
     with writing(task.folder / "reference.parquet") as scratch:
         pq.write_table(pa.table({"key": fitted.keys, "loss": fitted.losses_N}), scratch)
-    shutil.rmtree(task.folder / "run")
     forwards = fitted.gradient_samples + fitted.scored_forwards
     return {"scored_forwards": forwards, "seconds": fitted.seconds, "images_decoded": _decoded(task, forwards)}
 
@@ -333,6 +352,13 @@ def _side(trainer: Trainer) -> int:
 def _add(cost: dict[str, Any], more: Mapping[str, Any]) -> None:
     for name in ("scored_forwards", "seconds", "images_decoded"):
         cost[name] += more[name]
+
+
+def _once(path: Path, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do a part of a job, unless its cost is written already; return the cost."""
+    if not path.exists():
+        write_json(path, part())
+    return read_own(path)
 
 
 def _embedded(task: Task, encoder: str, cost: Mapping[str, Any], name: str) -> dict[str, Any]:

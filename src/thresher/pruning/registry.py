@@ -42,6 +42,15 @@ def method(name: str) -> Callable[[C], C]:
     return parameters.named(name, name)
 
 
+def only_columns(made: Method) -> tuple[str, ...] | None:
+    """Return the columns that a method reads if it reads no embeddings; None if it may, or does not say.
+
+    A class says it with ``only_columns``, a tuple of names or a property; "text" is the caption.
+    """
+    columns: tuple[str, ...] | None = getattr(made, "only_columns", None)
+    return columns
+
+
 def build(name: str, values: Mapping[str, Any]) -> Method:
     """Make a method from plain values (flags, TOML).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar, Protocol
 
@@ -22,7 +23,6 @@ from thresher.runtime.plugins import PluginPoint
 __all__ = ["POOL_READERS", "Files", "Layout", "Options", "PoolReader", "read_layout", "read_metadata"]
 
 
-_RAW = tuple(".tar .tar.gz .tgz .csv .tsv .jsonl .ndjson .mds .jpg .jpeg .png .webp .gif".split())
 _LOOKED = 50  # folders in a folder that is not a pool
 
 
@@ -72,16 +72,15 @@ def read_layout(location: str, options: Options) -> Layout:
         files = Files.at(address)
     except PoolError:
         _refuse_parent(location, options)
+        _refuse_raw(location, ())
         raise
     _refuse_unfinished(files, options)
     reader = POOL_READERS.build(options.reader) if options.reader else recognising(POOL_READERS, files)
     if reader is None:
         _refuse_parent(location, options)
-        seen = visible(", ".join(files.names[:5])) + (", ..." if len(files.names) > 5 else "")
-        raw = any(name.lower().endswith(_RAW) for name in files.names)
-        look = f"; to look at raw data type thresher doctor {typed(location)}" if raw else ""
+        _refuse_raw(location, files.names)
         raise PoolError(
-            f"{location}: no known layout of embeddings (found: {seen or 'nothing'}){look}. Known: "
+            f"{location}: no known layout of embeddings (found: {_shown(files.names) or 'nothing'}). Known: "
             f"{readable(POOL_READERS)}"
         )
     layout = reader.read(files, options)
@@ -115,6 +114,24 @@ def read_metadata(location: str, options: Options, key: str | None = None, scrat
     layout = with_roles(Layout("table", location, {}, (table,)), options)
     layout.check()
     return replace(layout, stamps={path: files.stamps.get(path) or stamp_of(files.protocol, path)})
+
+
+def _refuse_raw(location: str, names: Sequence[str]) -> None:
+    """Refuse raw data, which have a reader of their own, and say what to type."""
+    from thresher.data import raw_reader
+
+    if (reader := raw_reader(location)) is not None:
+        found = f" (found: {_shown(names)})" if names else ""
+        raise PoolError(
+            f"{location}: looks like raw data{found}, read as {reader.name} ({reader.looks_like}), not a pool of "
+            f"embeddings; to look at it type thresher doctor {typed(location)}, to make a pool "
+            f"thresher embed {typed(location)}"
+        )
+
+
+def _shown(names: Sequence[str]) -> str:
+    """Return the first names, for messages."""
+    return visible(", ".join(names[:5])) + (", ..." if len(names) > 5 else "")
 
 
 def _refuse_parent(location: str, options: Options) -> None:

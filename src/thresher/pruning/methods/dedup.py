@@ -78,6 +78,11 @@ class Dedup:
                 "about 32 of 64 bits"
             )
 
+    @property
+    def only_columns(self) -> tuple[str, ...] | None:
+        """The column of hashes, if it is named and nothing else is read."""
+        return None if self.column is None or self.prefer is not None else (self.column,)
+
     def select(self, run: Run) -> Selection:
         """Order the rows, and drop each that repeats a kept one."""
         name = self._column(run)

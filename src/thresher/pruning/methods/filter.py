@@ -43,6 +43,11 @@ class Filter:
         """Validate the condition: it must parse, depend on the row alone, and have a bounded cost."""
         _ = self._condition
 
+    @property
+    def only_columns(self) -> tuple[str, ...]:
+        """The columns that the condition names."""
+        return self._condition.columns
+
     @cached_property
     def _condition(self) -> Condition:
         return Condition.parse(self.where)

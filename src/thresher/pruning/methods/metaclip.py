@@ -98,6 +98,11 @@ class MetaClip:
         if self.entries is not None and (self.words, self.least) != (2, 100):
             raise UsageError("words and least are for entries made from the captions; leave them out with entries")
 
+    @property
+    def only_columns(self) -> tuple[str, ...]:
+        """The captions, and the column of languages."""
+        return ("text",) if self.language is None else ("text", self.language)
+
     def select(self, run: Run) -> Selection:
         """Match entries, count rows for each, and draw the rows by their probabilities."""
         require_matcher()

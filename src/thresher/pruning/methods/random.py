@@ -17,6 +17,7 @@ class Random:
     """Keep a uniformly random subset; with the same seed, a smaller subset is a part of a larger one."""
 
     name: ClassVar[str]
+    only_columns: ClassVar[tuple[str, ...]] = ()
 
     keep: Budget = field(metadata={"help": "share or number of rows to keep"})
 
