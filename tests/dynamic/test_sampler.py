@@ -671,6 +671,30 @@ def test_a_run_by_samples_sees_these_and_no_more(name: str, drop_last: bool) -> 
     assert (np.diff(progress) > 0).all()
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "rows", "samples", "sizes"),
+    [
+        (Full(), 10, 50, [10] * 5),  # fewer rows than a batch
+        (DynamicRandom(keep=0.5), 20, 60, [10] * 6),  # or fewer rows that a plan keeps
+        (Static.of_rows([1, 2, 3], 40), 40, 18, [3] * 6),
+    ],
+)
+def test_a_run_by_samples_in_epochs_shorter_than_a_batch_ends_with_the_last_that_fits(
+    policy: Policy, rows: int, samples: int, sizes: list[int], drop_last: bool
+) -> None:
+    for more in (0, sizes[0] - 1):
+        sampler = PruningSampler(rows, policy=policy, batch_size=16, samples=samples + more, drop_last=drop_last)
+        promised, seen = sampler.total_steps(), []
+        while sampler.plan is not None:
+            for batch in sampler:
+                sampler.reduce(batch, torch.rand(len(batch), 1))
+                seen.append(len(batch))
+        assert seen == (sizes if drop_last or not more else [*sizes, more])
+        assert len(seen) == promised == sampler.total_steps()
+        assert sampler.progress == 1
+
+
 def test_a_run_by_samples_resumes_and_may_be_made_longer() -> None:
     def made(samples: int) -> PruningSampler:
         return PruningSampler(N, policy=POLICIES["scan"], batch_size=B, samples=samples, seed=0)
@@ -783,11 +807,24 @@ def test_selections_are_told_apart_by_their_rows() -> None:
         {"epochs": None},
         {"samples": N},
         {"epochs": None, "samples": B - 1},
+        {"epochs": 40_000},
+        {"epochs": None, "samples": 40_000 * N},
+        {"epochs": None, "samples": 10**18},
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="give (1|exactly one)"):
+    with pytest.raises(UsageError, match="give (1|exactly one|fewer)"):
         PruningSampler(N, **{"policy": Full(), "batch_size": B, "epochs": 1, **wrong})
+
+
+def test_the_longest_run_has_all_its_epochs() -> None:
+    """The ledger counts epochs in 16 bits."""
+    sampler = PruningSampler(2, policy=Full(), batch_size=2, epochs=32_768)
+    sampler._begin(32_767)
+    (rows,) = sampler
+    sampler.reduce(rows, torch.ones(2, 1))
+    assert sampler.plan is None
+    assert sampler.ledger.seen_N.tolist() == [32_767, 32_767]
 
 
 @pytest.mark.parametrize("wrong", [{"warmup": 1.0}, {"warmup": -0.1}, {"final": 2.0}])

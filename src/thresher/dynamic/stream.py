@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data.streams import PATIENCE, Seen, uid_of
-from thresher.dynamic.ledger import Ints, Ledger, Losses
+from thresher.dynamic.ledger import Ints, Ledger, Losses, check_length
 from thresher.dynamic.loop import (
     PruningLoop,
     all_gather,
@@ -335,7 +335,7 @@ class StreamPruner(PruningLoop):
     Attributes:
         policy: The policy that chooses the rows of each epoch.
         batch_size: Rows of a batch over all ranks; every rank has the same number.
-        epochs: Length of the run.
+        epochs: Length of the run, up to 32,768.
         samples: The approximate number of samples in an epoch on all rows.
         seed: Seed of draws and ties; the same on all ranks.
         folder: The folder in which the current plan is published; removed with the pruner.
@@ -380,8 +380,9 @@ class StreamPruner(PruningLoop):
         Raises:
             UsageError: A value is not allowed, or the policy uses row numbers.
         """
-        if batch_size < 1 or epochs < 1 or samples < 1 or not 0 <= seed < 2**63:
-            raise UsageError(f"{batch_size=}, {epochs=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
+        check_length(epochs)
+        if batch_size < 1 or samples < 1 or not 0 <= seed < 2**63:
+            raise UsageError(f"{batch_size=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
         if policy.needs_selection:
             name = type(policy).__name__
             raise UsageError(
