@@ -402,6 +402,10 @@ class PruningSampler(PruningLoop):
             weights_B *= torch.from_numpy(plan.weights_N[rows_B])
         return weights_B.to(device, non_blocking=True)
 
+    def fewest_steps(self) -> int:
+        """Return the number of steps of the shortest epoch: this one, exactly, or a later one, as forecast."""
+        return self._fewest
+
     def end_epoch(self) -> None:
         """End the epoch early, on all ranks together: record the losses and plan the next epoch.
 
@@ -504,7 +508,7 @@ class PruningSampler(PruningLoop):
         self.epoch, self.step, self._since, self._filled, self._directions = epoch, 0, 0, 0, 0
         self._known, self._own_BR, self._parts, self.plan, self._of_policy = [], None, [], None, None
         self._order, self._steps, self._samples = np.empty(0, np.int64), 0, 0
-        self._later = 0, 0
+        self._later, self._fewest = (0, 0), 0
         before = self._samples_before
         planned = None if self._over(epoch, before) else self._planned(epoch, plan, order)
         if planned is None or self._over(epoch, before, len(planned[1])):
