@@ -35,6 +35,7 @@ from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy, end_epoch
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.schedule import cosine_by_progress
+from thresher.dynamic.stream import StreamPruner
 from thresher.errors import UsageError
 
 N, B, EPOCHS = 210, 20, 8
@@ -815,6 +816,17 @@ def test_selections_are_told_apart_by_their_rows() -> None:
 def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="give (1|exactly one|fewer)"):
         PruningSampler(N, **{"policy": Full(), "batch_size": B, "epochs": 1, **wrong})
+
+
+@pytest.mark.parametrize("name", ["infobatch", "seta"])
+def test_a_policy_for_a_run_of_another_length_is_told(name: str) -> None:
+    """Its last epochs, which are on all rows, would come in mid-run or not at all."""
+    told = f"policy {name} was made for 8 epochs, but the run has 20: .* give {type(POLICIES[name]).__name__}"
+    with pytest.warns(UserWarning, match=told + r"\(epochs=20\)"):
+        PruningSampler(N, policy=POLICIES[name], batch_size=B, epochs=20)
+    with pytest.warns(UserWarning, match=told):
+        StreamPruner(policy=POLICIES[name], batch_size=B, epochs=20, samples=N)
+    PruningSampler(N, policy=POLICIES[name], batch_size=B, samples=5 * N)
 
 
 def test_the_longest_run_has_all_its_epochs() -> None:

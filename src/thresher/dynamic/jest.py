@@ -184,6 +184,11 @@ class JestSampler(PruningSampler):
         """
         if not isinstance(policy, Jest):
             raise UsageError(f"policy {policy.name} plans epochs; give it to PruningSampler, and Jest to JestSampler")
+        if batch_size >= rows:
+            raise UsageError(
+                f"a batch of {batch_size:,} of {rows:,} rows leaves nothing to choose; give a batch of "
+                f"{max(1, round(policy.keep * rows)):,} or less"
+            )
         wide = min(round(batch_size / policy.keep), rows)
         self.chosen, self._at = min(batch_size, wide), None
         self._reference: ReferenceFeatures | Losses | None = None

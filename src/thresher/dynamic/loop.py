@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,17 @@ def refuse_chosen(policy: Policy | type[Policy], what: str, chooses: bool = Fals
         raise UsageError(
             f"policy {policy.name} chooses every batch by scoring a super-batch, which {what} does not; use "
             "'thresher train clip', or thresher.dynamic.jest.JestSampler in your own loop"
+        )
+
+
+def warn_of_length(policy: Policy, epochs: int) -> None:
+    """Warn if a policy was made for a run of another length, so that its last epochs are not those of the run."""
+    planned = getattr(policy, "epochs", epochs)
+    if planned != epochs:
+        warnings.warn(
+            f"policy {policy.name} was made for {planned:,} epochs, but the run has {epochs:,}: what it does in its "
+            f"last epochs does not come at the end of the run; give {type(policy).__name__}(epochs={epochs})",
+            stacklevel=3,
         )
 
 

@@ -28,6 +28,7 @@ from thresher.dynamic.loop import (
     record_epoch,
     refuse_chosen,
     refuse_shorter,
+    warn_of_length,
 )
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
@@ -185,6 +186,7 @@ class PruningSampler(PruningLoop):
             raise UsageError(f"{batch_size=}, {seed=}; give 1 or more, and 0 to 2^63 - 1")
         if epochs is not None:
             check_length(epochs)
+            warn_of_length(policy, epochs)
         if samples is not None and samples < min(batch_size, rows):
             raise UsageError(f"a run of {samples:,} samples in batches of {batch_size:,}; give 1 batch or more")
         refuse_chosen(policy, "PruningSampler", self._chooses)

@@ -43,6 +43,7 @@ from thresher.dynamic.loop import (
     record_epoch,
     refuse_chosen,
     refuse_shorter,
+    warn_of_length,
 )
 from thresher.dynamic.pick import whole
 from thresher.dynamic.policy import Plan, Policy
@@ -381,6 +382,7 @@ class StreamPruner(PruningLoop):
             UsageError: A value is not allowed, or the policy uses row numbers.
         """
         check_length(epochs)
+        warn_of_length(policy, epochs)
         if batch_size < 1 or samples < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"{batch_size=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
         if policy.needs_selection:
