@@ -246,6 +246,12 @@ def test_only_the_part_that_is_next_is_taken() -> None:
     for shape in ((4, 2), (len(rest), 1), (len(rest),)):
         with pytest.raises(UsageError, match=f"give \\({len(rest)}, 2\\), the same for all parts"):
             sampler.reduce_part(rest, torch.rand(shape))
+    begun, batch = make("full"), [*rows, *rest]
+    for _ in range(2):  # a batch that was left after its first part starts again
+        assert next(iter(begun)) == batch
+        begun.reduce_part(rows, torch.rand(5, 2))
+    begun.reduce_part(rest, torch.rand(len(rest), 2))
+    assert begun.step == 1
     again = make("full")
     again.load_state_dict(sampler.state_dict())  # between the parts: the batch starts again
     assert next(iter(again)) == [*rows, *rest]
@@ -843,6 +849,24 @@ def test_the_longest_run_has_all_its_epochs() -> None:
 def test_schedules_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="give shares from 0 to 1, the warm-up below 1"):
         cosine_by_progress(make("full"), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 7.9}, {"epochs": 1.5}, {"rows": 9.5}, {"epochs": None, "samples": 33.5}, {"seed": 0.5}]
+)
+def test_fractions_are_refused_not_rounded(wrong: dict[str, Any]) -> None:
+    given = {"rows": 16, "policy": Full(), "batch_size": 8.0, "epochs": 2.0, **wrong}
+    named = "{}={}; give whole numbers"
+    with pytest.raises(UsageError, match=named.format(*list(wrong.items())[-1])):
+        PruningSampler(**given)
+    if "rows" not in wrong and "samples" not in wrong:
+        with pytest.raises(UsageError, match=named.format(*list(wrong.items())[-1])):
+            StreamPruner(samples=given.pop("rows"), **given)
+    if "batch_size" in wrong:
+        with pytest.raises(UsageError, match="batch_size=7.9; give whole numbers"):
+            make_jest(batch_size=7.9)
+    sampler = PruningSampler(16, policy=Full(), batch_size=8.0, epochs=2.0)
+    assert [type(number) for number in (sampler.epochs, sampler.batch_size)] == [int, int]
 
 
 def test_numbers_of_numpy_can_be_saved() -> None:

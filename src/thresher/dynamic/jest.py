@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ints, Losses
-from thresher.dynamic.loop import as_array, rank_and_world_size
+from thresher.dynamic.loop import as_array, rank_and_world_size, refuse_fractions
 from thresher.dynamic.loss import everywhere, unit
 from thresher.dynamic.policies.jest import Jest
 from thresher.dynamic.policy import Plan
@@ -184,6 +184,7 @@ class JestSampler(PruningSampler):
         """
         if not isinstance(policy, Jest):
             raise UsageError(f"policy {policy.name} plans epochs; give it to PruningSampler, and Jest to JestSampler")
+        refuse_fractions(rows=rows, batch_size=batch_size, samples=samples)
         if batch_size >= rows:
             raise UsageError(
                 f"a batch of {batch_size:,} of {rows:,} rows leaves nothing to choose; give a batch of "

@@ -238,6 +238,14 @@ def refuse_chosen(policy: Policy | type[Policy], what: str, chooses: bool = Fals
         )
 
 
+def refuse_fractions(**numbers: Any) -> None:
+    """Raise UsageError for named numbers that are not whole, such as a batch size of 51.2; None is allowed."""
+    if wrong := [
+        f"{name}={value}" for name, value in numbers.items() if not (value is None or float(value).is_integer())
+    ]:
+        raise UsageError(f"{', '.join(wrong)}; give whole numbers")
+
+
 def warn_of_length(policy: Policy, epochs: int) -> None:
     """Warn if a policy was made for a run of another length, so that its last epochs are not those of the run."""
     planned = getattr(policy, "epochs", epochs)

@@ -27,6 +27,7 @@ from thresher.dynamic.loop import (
     rank_and_world_size,
     record_epoch,
     refuse_chosen,
+    refuse_fractions,
     refuse_shorter,
     warn_of_length,
 )
@@ -184,8 +185,9 @@ class PruningSampler(PruningLoop):
             raise UsageError(f"{epochs=}, {samples=}; give exactly one of the two")
         if batch_size < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"{batch_size=}, {seed=}; give 1 or more, and 0 to 2^63 - 1")
+        refuse_fractions(rows=rows, batch_size=batch_size, epochs=epochs, samples=samples, seed=seed)
         if epochs is not None:
-            check_length(epochs)
+            check_length(epochs := int(epochs))
             warn_of_length(policy, epochs)
         if samples is not None and samples < min(batch_size, rows):
             raise UsageError(f"a run of {samples:,} samples in batches of {batch_size:,}; give 1 batch or more")
@@ -223,6 +225,7 @@ class PruningSampler(PruningLoop):
             UsageError: Batches have fewer rows than there are ranks, or accelerate would divide them again.
         """
         self._in_force()
+        self._parts = []  # of a batch that is started again
         order, (rank, ranks) = self._order, rank_and_world_size()
         if ranks > 1 and self._prepared():
             raise UsageError(
@@ -294,7 +297,8 @@ class PruningSampler(PruningLoop):
         """Record the losses of a part of this rank's batch, for gradient accumulation over the parts of a batch.
 
         Call it once for every part, in order, each with the rows that follow those of the part before. The last part
-        completes the batch, whose losses are then ranked together. Save checkpoints between batches.
+        completes the batch, whose losses are then ranked together. Save checkpoints between batches. A batch that was
+        left between its parts starts again when the sampler is iterated over again.
 
         Args:
             rows_B: (B,) integer row ids of the part.

@@ -42,6 +42,7 @@ from thresher.dynamic.loop import (
     rank_and_world_size,
     record_epoch,
     refuse_chosen,
+    refuse_fractions,
     refuse_shorter,
     warn_of_length,
 )
@@ -381,6 +382,7 @@ class StreamPruner(PruningLoop):
         Raises:
             UsageError: A value is not allowed, or the policy uses row numbers.
         """
+        refuse_fractions(batch_size=batch_size, epochs=epochs, samples=samples, seed=seed)
         check_length(epochs)
         warn_of_length(policy, epochs)
         if batch_size < 1 or samples < 1 or not 0 <= seed < 2**63:
