@@ -306,6 +306,23 @@ def test_a_loader_that_reads_ahead_in_other_processes_changes_nothing() -> None:
     assert done == expected
 
 
+def test_a_compiled_step_records_too() -> None:
+    """As Lightning compiles the training step of a module."""
+    expected, compiled = make("infobatch"), make("infobatch")
+    losses = table()
+
+    @torch.compile(backend="eager")
+    def step(rows: np.ndarray, losses_BR: torch.Tensor) -> torch.Tensor:
+        return compiled.reduce(rows, 2 * losses_BR) / 2
+
+    for epoch in range(3):
+        for batch in expected:
+            rows = np.array(batch)
+            mean = expected.reduce(rows, 2 * losses[epoch, rows]) / 2
+            assert step(rows, losses[epoch, rows]).item() == mean.item()
+    assert data(compiled.state_dict()) == data(expected.state_dict())
+
+
 def test_an_epoch_can_be_cut_short() -> None:
     sampler = make("full")
     rows = next(iter(sampler))

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ints, Losses
-from thresher.dynamic.loop import as_array, rank_and_world_size, refuse_fractions
+from thresher.dynamic.loop import as_array, rank_and_world_size, refuse_fractions, untraced
 from thresher.dynamic.loss import everywhere, unit
 from thresher.dynamic.policies.jest import Jest
 from thresher.dynamic.policy import Plan
@@ -210,6 +210,7 @@ class JestSampler(PruningSampler):
         passes = None if samples is None else max(1, samples // self.chosen) * wide  # the run in rows scored
         super().__init__(rows, policy=policy, batch_size=wide, epochs=epochs, samples=passes, seed=seed)
 
+    @untraced
     def choose(self, rows_B: Any, image_BD: Any, text_BD: Any, scale: Any, bias: Any = None) -> torch.Tensor:
         """Choose the rows of this rank's super-batch to train on.
 
@@ -257,6 +258,7 @@ class JestSampler(PruningSampler):
         self._at = at_M[(at_M >= lo - start) & (at_M < hi - start)] - (lo - start)
         return torch.from_numpy(self._at)
 
+    @untraced
     def reduce(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of the chosen rows, and return their mean, to call ``backward`` on.
 

@@ -7,12 +7,13 @@ part of the state that both save. :func:`record_epoch` records an epoch in the l
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,10 @@ from thresher.runtime.untrusted import parse_json
 if TYPE_CHECKING:
     import torch  # noqa: TID253
 
+M = TypeVar("M", bound=Callable[..., Any])
+
 _VERSION = 1
+_UNTRACED: dict[Callable[..., Any], Callable[..., Any]] = {}
 _ANY = REDUNDANT | ILL_MATCHED | LEFT_OUT
 
 
@@ -236,6 +240,22 @@ def refuse_chosen(policy: Policy | type[Policy], what: str, chooses: bool = Fals
             f"policy {policy.name} chooses every batch by scoring a super-batch, which {what} does not; use "
             "'thresher train clip', or thresher.dynamic.jest.JestSampler in your own loop"
         )
+
+
+def untraced(method: M) -> M:
+    """Return a method that ``torch.compile`` leaves out of its graphs: it records, with NumPy, which a graph cannot."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        if not torch.compiler.is_compiling():  # else torch loads its compiler
+            return method(*args, **kwargs)
+        if method not in _UNTRACED:
+            _UNTRACED[method] = torch.compiler.disable(method)
+        return _UNTRACED[method](*args, **kwargs)
+
+    return cast(M, call)
 
 
 def refuse_fractions(**numbers: Any) -> None:

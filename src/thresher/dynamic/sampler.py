@@ -29,6 +29,7 @@ from thresher.dynamic.loop import (
     refuse_chosen,
     refuse_fractions,
     refuse_shorter,
+    untraced,
     warn_of_length,
 )
 from thresher.dynamic.policy import Plan, Policy
@@ -273,6 +274,7 @@ class PruningSampler(PruningLoop):
         self._steps, self._samples = self._cut(len(order), self._samples_before)
         self._order = order[: self._samples].astype(np.int64)
 
+    @untraced
     def reduce(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of this rank's batch and return their weighted mean, to call ``backward`` on.
 
@@ -293,6 +295,7 @@ class PruningSampler(PruningLoop):
         """
         return self._recorded(rows_B, losses_BR)
 
+    @untraced
     def reduce_part(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of a part of this rank's batch, for gradient accumulation over the parts of a batch.
 

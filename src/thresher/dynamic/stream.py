@@ -44,6 +44,7 @@ from thresher.dynamic.loop import (
     refuse_chosen,
     refuse_fractions,
     refuse_shorter,
+    untraced,
     warn_of_length,
 )
 from thresher.dynamic.pick import whole
@@ -444,6 +445,7 @@ class StreamPruner(PruningLoop):
         at, hit = _look_up(self.hashes_N, self.checks_N, ids)
         return np.where(hit, plan.weights_N[at], np.float32(1)).astype(np.float32)
 
+    @untraced
     def reduce(self, ids_B2: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of this rank's batch and return their weighted mean, to call ``backward`` on.
 
