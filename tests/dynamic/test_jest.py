@@ -201,6 +201,8 @@ def test_misuse_is_refused() -> None:
     at = sampler.choose(rows, *toy.encode(rows), 10.0)
     with pytest.raises(UsageError, match="are not those of step 0 of epoch 0, 8 ids"):
         sampler.reduce(rows[:8] if at.tolist() != list(range(8)) else rows[1:9], torch.ones(8, 2))
+    with pytest.raises(UsageError, match="a batch of 210 of 210 rows leaves nothing to choose; give a batch of 42 or"):
+        make(batch_size=N)
     with pytest.raises(UsageError, match="Jest needs a reference"):
         make(reference=None)
     with pytest.raises(UsageError, match="a reference of 3 rows for 210"):

@@ -431,6 +431,17 @@ def test_reduce_divides_by_rows_not_by_weights() -> None:
     assert reduce(losses[:0]).item() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_reduce_adds_and_weighs_in_float32_or_wider(dtype: torch.dtype) -> None:
+    """The sum of 8,192 losses of 9 is above the largest float16, and a weight of 1/0.7 is not one of bfloat16."""
+    losses = torch.full((8192, 1), 9.0, dtype=dtype, requires_grad=True)
+    weighed = reduce(losses, torch.full((8192,), 1 / 0.7, dtype=torch.float64))
+    assert weighed.item() == pytest.approx(9 / 0.7, rel=1e-5)
+    weighed.backward()
+    assert losses.grad.dtype == dtype
+    torch.testing.assert_close(losses.grad.float().sum().item(), 1 / 0.7, rtol=1e-2, atol=0)
+
+
 def test_reweighting_is_unbiased_for_losses_that_stand_alone() -> None:
     """Half of the rows dropped with 1 / (1 - 1/2) on those left: over all draws, the mean of all rows."""
     losses = torch.tensor([[1.0], [2.0], [6.0]])

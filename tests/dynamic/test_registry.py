@@ -197,3 +197,9 @@ def test_options_of_one_name_and_two_types_are_read_by_the_policy(monkeypatch: p
     assert check_options("scan", {"mode": "redundant"}, flags=True) == {"mode": "redundant"}
     with pytest.raises(UsageError, match="policy scan: mode: 'fast'; give one of both, redundant, ill-matched"):
         check_options("scan", {"mode": "fast"}, flags=True)
+
+
+@pytest.mark.parametrize("epochs", [0, 40_000])
+def test_a_run_of_a_length_that_is_not_counted_is_refused(epochs: int) -> None:
+    with pytest.raises(UsageError, match=f"a run of {epochs:,} epochs; give 1 to 32,768"):
+        policy_named("full", epochs)

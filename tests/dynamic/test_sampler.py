@@ -35,6 +35,7 @@ from thresher.dynamic.policies.static import Static
 from thresher.dynamic.policy import Policy, end_epoch
 from thresher.dynamic.sampler import PruningSampler, with_rows
 from thresher.dynamic.schedule import cosine_by_progress
+from thresher.dynamic.stream import StreamPruner
 from thresher.errors import UsageError
 
 N, B, EPOCHS = 210, 20, 8
@@ -245,6 +246,12 @@ def test_only_the_part_that_is_next_is_taken() -> None:
     for shape in ((4, 2), (len(rest), 1), (len(rest),)):
         with pytest.raises(UsageError, match=f"give \\({len(rest)}, 2\\), the same for all parts"):
             sampler.reduce_part(rest, torch.rand(shape))
+    begun, batch = make("full"), [*rows, *rest]
+    for _ in range(2):  # a batch that was left after its first part starts again
+        assert next(iter(begun)) == batch
+        begun.reduce_part(rows, torch.rand(5, 2))
+    begun.reduce_part(rest, torch.rand(len(rest), 2))
+    assert begun.step == 1
     again = make("full")
     again.load_state_dict(sampler.state_dict())  # between the parts: the batch starts again
     assert next(iter(again)) == [*rows, *rest]
@@ -297,6 +304,23 @@ def test_a_loader_that_reads_ahead_in_other_processes_changes_nothing() -> None:
                 assert sampler.step == 1  # though the loader is further
                 break
     assert done == expected
+
+
+def test_a_compiled_step_records_too() -> None:
+    """As Lightning compiles the training step of a module."""
+    expected, compiled = make("infobatch"), make("infobatch")
+    losses = table()
+
+    @torch.compile(backend="eager")
+    def step(rows: np.ndarray, losses_BR: torch.Tensor) -> torch.Tensor:
+        return compiled.reduce(rows, 2 * losses_BR) / 2
+
+    for epoch in range(3):
+        for batch in expected:
+            rows = np.array(batch)
+            mean = expected.reduce(rows, 2 * losses[epoch, rows]) / 2
+            assert step(rows, losses[epoch, rows]).item() == mean.item()
+    assert data(compiled.state_dict()) == data(expected.state_dict())
 
 
 def test_an_epoch_can_be_cut_short() -> None:
@@ -671,6 +695,30 @@ def test_a_run_by_samples_sees_these_and_no_more(name: str, drop_last: bool) -> 
     assert (np.diff(progress) > 0).all()
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(
+    ("policy", "rows", "samples", "sizes"),
+    [
+        (Full(), 10, 50, [10] * 5),  # fewer rows than a batch
+        (DynamicRandom(keep=0.5), 20, 60, [10] * 6),  # or fewer rows that a plan keeps
+        (Static.of_rows([1, 2, 3], 40), 40, 18, [3] * 6),
+    ],
+)
+def test_a_run_by_samples_in_epochs_shorter_than_a_batch_ends_with_the_last_that_fits(
+    policy: Policy, rows: int, samples: int, sizes: list[int], drop_last: bool
+) -> None:
+    for more in (0, sizes[0] - 1):
+        sampler = PruningSampler(rows, policy=policy, batch_size=16, samples=samples + more, drop_last=drop_last)
+        promised, seen = sampler.total_steps(), []
+        while sampler.plan is not None:
+            for batch in sampler:
+                sampler.reduce(batch, torch.rand(len(batch), 1))
+                seen.append(len(batch))
+        assert seen == (sizes if drop_last or not more else [*sizes, more])
+        assert len(seen) == promised == sampler.total_steps()
+        assert sampler.progress == 1
+
+
 def test_a_run_by_samples_resumes_and_may_be_made_longer() -> None:
     def made(samples: int) -> PruningSampler:
         return PruningSampler(N, policy=POLICIES["scan"], batch_size=B, samples=samples, seed=0)
@@ -783,17 +831,59 @@ def test_selections_are_told_apart_by_their_rows() -> None:
         {"epochs": None},
         {"samples": N},
         {"epochs": None, "samples": B - 1},
+        {"epochs": 40_000},
+        {"epochs": None, "samples": 40_000 * N},
+        {"epochs": None, "samples": 10**18},
     ],
 )
 def test_arguments_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="give (1|exactly one)"):
+    with pytest.raises(UsageError, match="give (1|exactly one|fewer)"):
         PruningSampler(N, **{"policy": Full(), "batch_size": B, "epochs": 1, **wrong})
+
+
+@pytest.mark.parametrize("name", ["infobatch", "seta"])
+def test_a_policy_for_a_run_of_another_length_is_told(name: str) -> None:
+    """Its last epochs, which are on all rows, would come in mid-run or not at all."""
+    told = f"policy {name} was made for 8 epochs, but the run has 20: .* give {type(POLICIES[name]).__name__}"
+    with pytest.warns(UserWarning, match=told + r"\(epochs=20\)"):
+        PruningSampler(N, policy=POLICIES[name], batch_size=B, epochs=20)
+    with pytest.warns(UserWarning, match=told):
+        StreamPruner(policy=POLICIES[name], batch_size=B, epochs=20, samples=N)
+    PruningSampler(N, policy=POLICIES[name], batch_size=B, samples=5 * N)
+
+
+def test_the_longest_run_has_all_its_epochs() -> None:
+    """The ledger counts epochs in 16 bits."""
+    sampler = PruningSampler(2, policy=Full(), batch_size=2, epochs=32_768)
+    sampler._begin(32_767)
+    (rows,) = sampler
+    sampler.reduce(rows, torch.ones(2, 1))
+    assert sampler.plan is None
+    assert sampler.ledger.seen_N.tolist() == [32_767, 32_767]
 
 
 @pytest.mark.parametrize("wrong", [{"warmup": 1.0}, {"warmup": -0.1}, {"final": 2.0}])
 def test_schedules_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="give shares from 0 to 1, the warm-up below 1"):
         cosine_by_progress(make("full"), **wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": 7.9}, {"epochs": 1.5}, {"rows": 9.5}, {"epochs": None, "samples": 33.5}, {"seed": 0.5}]
+)
+def test_fractions_are_refused_not_rounded(wrong: dict[str, Any]) -> None:
+    given = {"rows": 16, "policy": Full(), "batch_size": 8.0, "epochs": 2.0, **wrong}
+    named = "{}={}; give whole numbers"
+    with pytest.raises(UsageError, match=named.format(*list(wrong.items())[-1])):
+        PruningSampler(**given)
+    if "rows" not in wrong and "samples" not in wrong:
+        with pytest.raises(UsageError, match=named.format(*list(wrong.items())[-1])):
+            StreamPruner(samples=given.pop("rows"), **given)
+    if "batch_size" in wrong:
+        with pytest.raises(UsageError, match="batch_size=7.9; give whole numbers"):
+            make_jest(batch_size=7.9)
+    sampler = PruningSampler(16, policy=Full(), batch_size=8.0, epochs=2.0)
+    assert [type(number) for number in (sampler.epochs, sampler.batch_size)] == [int, int]
 
 
 def test_numbers_of_numpy_can_be_saved() -> None:

@@ -890,9 +890,12 @@ def test_several_processes_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_cannot_be_carried_out_says_why() -> None:
     with pytest.raises(UsageError, match=r"Static uses row numbers.*StaticKeys.of_keys"):
         make("", policy=Static.of_rows([1], N))
-    for wrong in ({"batch_size": 0}, {"epochs": 0}, {"samples": 0}, {"seed": -1}):
+    for wrong in ({"batch_size": 0}, {"samples": 0}, {"seed": -1}):
         with pytest.raises(UsageError, match="give 1 or more, and a seed below"):
             make("full", **wrong)
+    for epochs in (0, 40_000):
+        with pytest.raises(UsageError, match=f"a run of {epochs:,} epochs; give 1 to 32,768"):
+            make("full", epochs=epochs)
     pruner = make("full", epochs=1)
     with pytest.raises(UsageError, match=r"without uid; it has __key__, row. Give the field with key="):
         next(prune_stream(pruner, key="uid")(samples([0])))

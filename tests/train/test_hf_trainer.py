@@ -460,6 +460,12 @@ def test_settings_that_would_train_on_something_else_are_refused(
         make(tmp_path, args=args)
 
 
+def test_steps_that_epochs_shorter_than_a_batch_would_exceed_are_refused(tmp_path: Path) -> None:
+    sampler = PruningSampler(N, policy=DynamicRandom(keep=0.1), batch_size=B, samples=4 * B)
+    with pytest.raises(UsageError, match="max_steps=4, but the 48 samples .* are 8 steps, .* a batch of 12"):
+        make(tmp_path, sampler=sampler, args={"max_steps": 4})
+
+
 def test_what_has_no_losses_or_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="compute_loss_func returns a mean"):
         make(tmp_path, compute_loss_func=lambda *a, **k: None)

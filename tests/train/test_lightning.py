@@ -514,12 +514,42 @@ def test_two_processes_are_one_and_resume_on_one(tmp_path: Path) -> None:
         ({"limit_train_batches": 3}, r"Trainer with limit_train_batches=3; .* give limit_train_batches=1\.0"),
         ({"overfit_batches": 2}, "overfit_batches=0, limit_train_batches=1.0"),
         ({"max_steps": 7}, "give max_steps=-1"),
+        ({"max_epochs": 5}, "a Trainer with max_epochs=5; to run all epochs of the sampler, give max_epochs=-1"),
+        ({"val_check_interval": 3}, r"interval=3, but the shortest epoch .* has 2 batches: .* give .*=0\.5"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_settings_that_change_batches_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         fit(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"val_check_interval": 2},
+        {"val_check_interval": 9, "check_val_every_n_epoch": None},
+        {"val_check_interval": 9, "limit_val_batches": 0},
+        {"val_check_interval": "00:00:00:30"},
+        {"max_epochs": EPOCHS},
+    ],
+)
+def test_settings_that_let_the_run_end_are_not_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    _, sampler, _ = fit(tmp_path, val=True, **options)
+    assert len(sampler.log()) == EPOCHS
+
+
+def test_a_run_by_samples_has_a_trainer_without_a_last_epoch(tmp_path: Path) -> None:
+    module = make_module("simclr")
+    for max_epochs in (99, -1):
+        module.sampler = sampler = PruningSampler(N, policy=SCAN, batch_size=B, samples=3 * N, seed=1)
+        trainer = make_trainer(tmp_path, PruningCallback(sampler), max_epochs=max_epochs)
+        if max_epochs == 99:
+            with pytest.raises(UsageError, match="a Trainer with max_epochs=99; .* give max_epochs=-1"):
+                trainer.fit(module, PruningLoader(pictures(), sampler))
+        else:
+            trainer.fit(module, PruningLoader(pictures(), sampler))
+            assert len(module.seen) == 15
 
 
 def test_other_loaders_and_samplers_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.dynamic.ledger import Ints, Losses
-from thresher.dynamic.loop import as_array, rank_and_world_size
+from thresher.dynamic.loop import as_array, rank_and_world_size, refuse_fractions, untraced
 from thresher.dynamic.loss import everywhere, unit
 from thresher.dynamic.policies.jest import Jest
 from thresher.dynamic.policy import Plan
@@ -184,6 +184,12 @@ class JestSampler(PruningSampler):
         """
         if not isinstance(policy, Jest):
             raise UsageError(f"policy {policy.name} plans epochs; give it to PruningSampler, and Jest to JestSampler")
+        refuse_fractions(rows=rows, batch_size=batch_size, samples=samples)
+        if batch_size >= rows:
+            raise UsageError(
+                f"a batch of {batch_size:,} of {rows:,} rows leaves nothing to choose; give a batch of "
+                f"{max(1, round(policy.keep * rows)):,} or less"
+            )
         wide = min(round(batch_size / policy.keep), rows)
         self.chosen, self._at = min(batch_size, wide), None
         self._reference: ReferenceFeatures | Losses | None = None
@@ -204,6 +210,7 @@ class JestSampler(PruningSampler):
         passes = None if samples is None else max(1, samples // self.chosen) * wide  # the run in rows scored
         super().__init__(rows, policy=policy, batch_size=wide, epochs=epochs, samples=passes, seed=seed)
 
+    @untraced
     def choose(self, rows_B: Any, image_BD: Any, text_BD: Any, scale: Any, bias: Any = None) -> torch.Tensor:
         """Choose the rows of this rank's super-batch to train on.
 
@@ -251,6 +258,7 @@ class JestSampler(PruningSampler):
         self._at = at_M[(at_M >= lo - start) & (at_M < hi - start)] - (lo - start)
         return torch.from_numpy(self._at)
 
+    @untraced
     def reduce(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of the chosen rows, and return their mean, to call ``backward`` on.
 

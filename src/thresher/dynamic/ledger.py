@@ -295,6 +295,12 @@ def coreset_ranks(ledger: Ledger) -> Ints:
     return ranks_N
 
 
+def check_length(epochs: int) -> None:
+    """Raise UsageError if a run has fewer than 1 epoch, or more than a ledger counts."""
+    if not 1 <= epochs <= LAST_EPOCH + 1:
+        raise UsageError(f"a run of {epochs:,} epochs; give 1 to {LAST_EPOCH + 1:,}")
+
+
 def _check_epoch(epoch: int) -> None:
     if not 0 <= epoch <= LAST_EPOCH:
         raise UsageError(f"epoch {epoch:,}; epochs are 0 to {LAST_EPOCH:,}")

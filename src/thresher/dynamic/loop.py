@@ -7,11 +7,13 @@ part of the state that both save. :func:`record_epoch` records an epoch in the l
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,10 @@ from thresher.runtime.untrusted import parse_json
 if TYPE_CHECKING:
     import torch  # noqa: TID253
 
+M = TypeVar("M", bound=Callable[..., Any])
+
 _VERSION = 1
+_UNTRACED: dict[Callable[..., Any], Callable[..., Any]] = {}
 _ANY = REDUNDANT | ILL_MATCHED | LEFT_OUT
 
 
@@ -234,6 +239,41 @@ def refuse_chosen(policy: Policy | type[Policy], what: str, chooses: bool = Fals
         raise UsageError(
             f"policy {policy.name} chooses every batch by scoring a super-batch, which {what} does not; use "
             "'thresher train clip', or thresher.dynamic.jest.JestSampler in your own loop"
+        )
+
+
+def untraced(method: M) -> M:
+    """Return a method that ``torch.compile`` leaves out of its graphs: it records, with NumPy, which a graph cannot."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        import torch
+
+        if not torch.compiler.is_compiling():  # else torch loads its compiler
+            return method(*args, **kwargs)
+        if method not in _UNTRACED:
+            _UNTRACED[method] = torch.compiler.disable(method)
+        return _UNTRACED[method](*args, **kwargs)
+
+    return cast(M, call)
+
+
+def refuse_fractions(**numbers: Any) -> None:
+    """Raise UsageError for named numbers that are not whole, such as a batch size of 51.2; None is allowed."""
+    if wrong := [
+        f"{name}={value}" for name, value in numbers.items() if not (value is None or float(value).is_integer())
+    ]:
+        raise UsageError(f"{', '.join(wrong)}; give whole numbers")
+
+
+def warn_of_length(policy: Policy, epochs: int) -> None:
+    """Warn if a policy was made for a run of another length, so that its last epochs are not those of the run."""
+    planned = getattr(policy, "epochs", epochs)
+    if planned != epochs:
+        warnings.warn(
+            f"policy {policy.name} was made for {planned:,} epochs, but the run has {epochs:,}: what it does in its "
+            f"last epochs does not come at the end of the run; give {type(policy).__name__}(epochs={epochs})",
+            stacklevel=3,
         )
 
 

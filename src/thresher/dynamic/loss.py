@@ -293,14 +293,15 @@ def reduce(losses_BR: torch.Tensor, weights_B: torch.Tensor | None = None) -> to
         weights_B: (B,) weights; None for 1.
 
     Returns:
-        A scalar, differentiable in the losses; 0 for no rows.
+        A scalar, float32 if the losses are narrower, differentiable in the losses; 0 for no rows.
 
     Raises:
         UsageError: The shapes do not fit.
     """
     if losses_BR.ndim != 2 or not losses_BR.shape[1]:
         raise UsageError(f"losses must be (B, directions); got {tuple(losses_BR.shape)}")
-    losses_B = losses_BR.mean(1)
+    wide = torch.promote_types(losses_BR.dtype, torch.float32)  # a sum of float16 losses may be infinite
+    losses_B = losses_BR.to(wide).mean(1)
     if weights_B is not None:
         if weights_B.shape != losses_B.shape:
             raise UsageError(f"weights must be ({len(losses_B)},), one per row; got {tuple(weights_B.shape)}")

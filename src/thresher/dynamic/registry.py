@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy.typing as npt
 
+from thresher.dynamic.ledger import check_length
 from thresher.dynamic.policy import Policy
 from thresher.errors import UsageError, suggest
 from thresher.runtime import parameters
@@ -204,6 +205,7 @@ def policy_named(
     Raises:
         UsageError: The policy is unknown, does not have an option, or cannot reach the share.
     """
+    check_length(epochs)
     values = check_options(name, options, prune=prune)
     check_selection(name, times_N is not None)
     cls = POLICIES.find(name)

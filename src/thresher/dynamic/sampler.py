@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from thresher.dynamic.ledger import Ints, Ledger, Losses
+from thresher.dynamic.ledger import LAST_EPOCH, Ints, Ledger, Losses, check_length
 from thresher.dynamic.loop import (
     PruningLoop,
     accelerate_loader,
@@ -27,7 +27,10 @@ from thresher.dynamic.loop import (
     rank_and_world_size,
     record_epoch,
     refuse_chosen,
+    refuse_fractions,
     refuse_shorter,
+    untraced,
+    warn_of_length,
 )
 from thresher.dynamic.policy import Plan, Policy
 from thresher.errors import UsageError
@@ -114,7 +117,7 @@ class PruningSampler(PruningLoop):
         rows: N, the number of rows of the dataset.
         policy: The policy that chooses the rows of each epoch.
         batch_size: Rows of a batch over all ranks.
-        epochs: Length of the run, used by schedules; with ``samples``, a forecast.
+        epochs: Length of the run, up to 32,768, used by schedules; with ``samples``, a forecast.
         samples: Length of the run in samples, or None. The run ends with the last batch within this number, which may
             be in the middle of an epoch.
         seed: Seed of orders, draws and ties; the same on all ranks.
@@ -135,6 +138,7 @@ class PruningSampler(PruningLoop):
     _order: Ints  # the self._samples rows of the epoch, batch after batch
     _samples: int
     _later: tuple[int, int]  # steps and samples forecast for the epochs after this one
+    _fewest: int  # steps of the shortest of these and of this one
     _since: int
     _filled: int
     _directions: int  # R, 0 before it is known
@@ -182,9 +186,12 @@ class PruningSampler(PruningLoop):
             raise UsageError(f"{epochs=}, {samples=}; give exactly one of the two")
         if batch_size < 1 or not 0 <= seed < 2**63:
             raise UsageError(f"{batch_size=}, {seed=}; give 1 or more, and 0 to 2^63 - 1")
-        if epochs is not None and epochs < 1 or samples is not None and samples < min(batch_size, rows):
-            length = f"{epochs} epochs" if samples is None else f"{samples:,} samples in batches of {batch_size:,}"
-            raise UsageError(f"a run of {length}; give 1 epoch or more, or enough samples for a batch")
+        refuse_fractions(rows=rows, batch_size=batch_size, epochs=epochs, samples=samples, seed=seed)
+        if epochs is not None:
+            check_length(epochs := int(epochs))
+            warn_of_length(policy, epochs)
+        if samples is not None and samples < min(batch_size, rows):
+            raise UsageError(f"a run of {samples:,} samples in batches of {batch_size:,}; give 1 batch or more")
         refuse_chosen(policy, "PruningSampler", self._chooses)
         if composition is not None and len(composition.concepts) != rows:
             raise UsageError(
@@ -206,6 +213,11 @@ class PruningSampler(PruningLoop):
         self._log: list[dict[str, Any]] = []
         self._steps_before, self._samples_before, self._progress_before = 0, 0, 0.0  # at the start of the epoch
         self._begin(0)
+        if self.epochs > LAST_EPOCH + 1:
+            raise UsageError(
+                f"{samples:,} samples are more than {LAST_EPOCH + 1:,} epochs of {rows:,} rows, the most that are "
+                "counted; give fewer"
+            )
 
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the row ids of this rank's slice of every batch left in the epoch.
@@ -214,6 +226,7 @@ class PruningSampler(PruningLoop):
             UsageError: Batches have fewer rows than there are ranks, or accelerate would divide them again.
         """
         self._in_force()
+        self._parts = []  # of a batch that is started again
         order, (rank, ranks) = self._order, rank_and_world_size()
         if ranks > 1 and self._prepared():
             raise UsageError(
@@ -261,6 +274,7 @@ class PruningSampler(PruningLoop):
         self._steps, self._samples = self._cut(len(order), self._samples_before)
         self._order = order[: self._samples].astype(np.int64)
 
+    @untraced
     def reduce(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of this rank's batch and return their weighted mean, to call ``backward`` on.
 
@@ -281,11 +295,13 @@ class PruningSampler(PruningLoop):
         """
         return self._recorded(rows_B, losses_BR)
 
+    @untraced
     def reduce_part(self, rows_B: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of a part of this rank's batch, for gradient accumulation over the parts of a batch.
 
         Call it once for every part, in order, each with the rows that follow those of the part before. The last part
-        completes the batch, whose losses are then ranked together. Save checkpoints between batches.
+        completes the batch, whose losses are then ranked together. Save checkpoints between batches. A batch that was
+        left between its parts starts again when the sampler is iterated over again.
 
         Args:
             rows_B: (B,) integer row ids of the part.
@@ -395,6 +411,10 @@ class PruningSampler(PruningLoop):
             weights_B *= torch.from_numpy(plan.weights_N[rows_B])
         return weights_B.to(device, non_blocking=True)
 
+    def fewest_steps(self) -> int:
+        """Return the number of steps of the shortest epoch: this one, exactly, or a later one, as forecast."""
+        return self._fewest
+
     def end_epoch(self) -> None:
         """End the epoch early, on all ranks together: record the losses and plan the next epoch.
 
@@ -497,10 +517,26 @@ class PruningSampler(PruningLoop):
         self.epoch, self.step, self._since, self._filled, self._directions = epoch, 0, 0, 0, 0
         self._known, self._own_BR, self._parts, self.plan, self._of_policy = [], None, [], None, None
         self._order, self._steps, self._samples = np.empty(0, np.int64), 0, 0
-        self._later = 0, 0
-        if self._over(epoch, self._samples_before):
+        self._later, self._fewest = (0, 0), 0
+        before = self._samples_before
+        planned = None if self._over(epoch, before) else self._planned(epoch, plan, order)
+        if planned is None or self._over(epoch, before, len(planned[1])):
             self.epochs = self._epochs or epoch
             return
+        new, order = planned
+        self._steps, self._samples = self._cut(len(order), before)
+        self._order = order[: self._samples].copy()
+        self._of_policy = new  # a policy must not take the rows that a composition leaves out for its own choice
+        self.plan = new if self.composition is None else _of_rows(new, self._order)
+        steps, seen, self.epochs, self._fewest = self._steps, before + self._samples, epoch + 1, self._steps
+        while self.epochs <= LAST_EPOCH + 1 and not self._over(self.epochs, seen, kept := self._forecast(self.epochs)):
+            more = self._cut(kept, seen)
+            steps, seen, self.epochs = steps + more[0], seen + more[1], self.epochs + 1
+            self._fewest = min(self._fewest, more[0])
+        self._later = steps - self._steps, seen - before - self._samples
+
+    def _planned(self, epoch: int, plan: Plan | None, order: Ints | None) -> tuple[Plan, Ints]:
+        """Return the plan of an epoch and the order of its rows: these, or new ones."""
         new = self.policy.plan(self.ledger, epoch, self._rng("plan", epoch)) if plan is None else plan
         if not len(new):
             raise UsageError(f"the plan of epoch {epoch} keeps none of {self.rows:,} rows; prune less")
@@ -508,24 +544,18 @@ class PruningSampler(PruningLoop):
             order = self._rng("order", epoch).permutation(new.rows())
             if self.composition is not None:
                 order = self.composition.arranged(order, self.batch_size)
-        self._steps, self._samples = self._cut(len(order), self._samples_before)
-        self._order = order[: self._samples].copy()
-        self._of_policy = new  # a policy must not take the rows that a composition leaves out for its own choice
-        self.plan = new if self.composition is None else _of_rows(new, self._order)
-        steps, seen, self.epochs = self._steps, self._samples_before + self._samples, epoch + 1
-        while not self._over(self.epochs, seen):
-            kept = round((1 - self.policy.forecast(self.epochs)) * self.rows)
-            if self.composition is not None:
-                kept = self.composition.length(kept, self.batch_size)
-            more = self._cut(max(1, kept), seen)
-            steps, seen, self.epochs = steps + more[0], seen + more[1], self.epochs + 1
-        self._later = steps - self._steps, seen - self._samples_before - self._samples
+        return new, order
 
-    def _over(self, epoch: int, seen: int) -> bool:
-        """Whether the run is over before ``epoch``, after ``seen`` samples."""
-        if self._epochs is not None:
-            return epoch >= self._epochs
-        return self.samples is None or self.samples - seen < (self.batch_size if self.drop_last and seen else 1)
+    def _forecast(self, epoch: int) -> int:
+        """Return how many samples a later epoch is expected to have, before they are cut into batches."""
+        kept = round((1 - self.policy.forecast(epoch)) * self.rows)
+        return max(1, kept if self.composition is None else self.composition.length(kept, self.batch_size))
+
+    def _over(self, epoch: int, seen: int, samples: int = 1) -> bool:
+        """Whether the run is over before ``epoch``, which has ``samples`` samples, after ``seen``."""
+        if self._epochs is not None or self.samples is None:
+            return epoch >= (self._epochs or 0)
+        return self.samples - seen < (min(samples, self.batch_size) if self.drop_last and seen else 1)
 
     def _cut(self, samples: int, seen: int) -> tuple[int, int]:
         """Return the number of batches of an epoch of ``samples`` samples, after ``seen``, and of samples in them."""

@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from thresher.data.streams import PATIENCE, Seen, uid_of
-from thresher.dynamic.ledger import Ints, Ledger, Losses
+from thresher.dynamic.ledger import Ints, Ledger, Losses, check_length
 from thresher.dynamic.loop import (
     PruningLoop,
     all_gather,
@@ -42,7 +42,10 @@ from thresher.dynamic.loop import (
     rank_and_world_size,
     record_epoch,
     refuse_chosen,
+    refuse_fractions,
     refuse_shorter,
+    untraced,
+    warn_of_length,
 )
 from thresher.dynamic.pick import whole
 from thresher.dynamic.policy import Plan, Policy
@@ -335,7 +338,7 @@ class StreamPruner(PruningLoop):
     Attributes:
         policy: The policy that chooses the rows of each epoch.
         batch_size: Rows of a batch over all ranks; every rank has the same number.
-        epochs: Length of the run.
+        epochs: Length of the run, up to 32,768.
         samples: The approximate number of samples in an epoch on all rows.
         seed: Seed of draws and ties; the same on all ranks.
         folder: The folder in which the current plan is published; removed with the pruner.
@@ -380,8 +383,11 @@ class StreamPruner(PruningLoop):
         Raises:
             UsageError: A value is not allowed, or the policy uses row numbers.
         """
-        if batch_size < 1 or epochs < 1 or samples < 1 or not 0 <= seed < 2**63:
-            raise UsageError(f"{batch_size=}, {epochs=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
+        refuse_fractions(batch_size=batch_size, epochs=epochs, samples=samples, seed=seed)
+        check_length(epochs)
+        warn_of_length(policy, epochs)
+        if batch_size < 1 or samples < 1 or not 0 <= seed < 2**63:
+            raise UsageError(f"{batch_size=}, {samples=}, {seed=}; give 1 or more, and a seed below 2^63")
         if policy.needs_selection:
             name = type(policy).__name__
             raise UsageError(
@@ -439,6 +445,7 @@ class StreamPruner(PruningLoop):
         at, hit = _look_up(self.hashes_N, self.checks_N, ids)
         return np.where(hit, plan.weights_N[at], np.float32(1)).astype(np.float32)
 
+    @untraced
     def reduce(self, ids_B2: Any, losses_BR: torch.Tensor) -> torch.Tensor:
         """Record the losses of this rank's batch and return their weighted mean, to call ``backward`` on.
 

@@ -356,6 +356,11 @@ class PruningTrainer(Trainer):
                 raise UsageError(
                     f"max_steps={args.max_steps}; create the sampler with samples={samples}, drop_last=True"
                 )
+            if (steps := sampler.total_steps()) != args.max_steps:
+                raise UsageError(
+                    f"max_steps={args.max_steps}, but the {sampler.samples:,} samples of the sampler are {steps:,} "
+                    f"steps, because its epochs do not fill a batch of {batch}; give a smaller batch"
+                )
         elif sampler.samples is not None or sampler.epochs != args.num_train_epochs:
             length = f"{sampler.epochs} epochs" if sampler.samples is None else f"{sampler.samples:,} samples"
             raise UsageError(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -100,7 +101,8 @@ class PruningCallback(_Callback):
     - stops the Trainer when all epochs of the sampler are done.
 
     The Trainer needs ``reload_dataloaders_every_n_epochs=1``, ``use_distributed_sampler=False`` and ``max_epochs=-1``,
-    because the sampler decides when the run ends. The module calls ``sampler.reduce(rows, losses)`` once in every
+    because the sampler decides when the run ends. A number of batches as ``val_check_interval`` must fit the shortest
+    epoch, unless ``check_val_every_n_epoch=None``. The module calls ``sampler.reduce(rows, losses)`` once in every
     ``training_step``, with automatic or manual optimization.
 
     Attributes:
@@ -140,11 +142,23 @@ class PruningCallback(_Callback):
         if not trainer.fast_dev_run:
             wanted["limit_train_batches"] = (trainer.limit_train_batches, 1.0)
             wanted["max_steps"] = (trainer.max_steps, -1)
+            # A sampler with a number of samples only forecasts its epochs.
+            least = math.inf if self.sampler.samples is not None else self.sampler.epochs
+            if trainer.max_epochs != -1 and trainer.max_epochs < least:
+                wanted["max_epochs"] = (trainer.max_epochs, -1)
         wrong = [(name, *values) for name, values in wanted.items() if values[0] != values[1]]
         if wrong:
             current = ", ".join(f"{name}={value!r}" for name, value, _ in wrong)
             needed = ", ".join(f"{name}={value!r}" for name, _, value in wrong)
             raise UsageError(f"a Trainer with {current}; to run all epochs of the sampler, give {needed}")
+        every, fewest = getattr(trainer, "val_check_interval", 1.0), self.sampler.fewest_steps()  # absent if by time
+        within_epochs = trainer.check_val_every_n_epoch is not None and trainer.limit_val_batches > 0
+        if isinstance(every, int) and within_epochs and every > fewest:
+            raise UsageError(
+                f"a Trainer with val_check_interval={every}, but the shortest epoch of the sampler has {fewest} "
+                "batches: Lightning would stop there; give a share of an epoch such as val_check_interval=0.5, or "
+                "check_val_every_n_epoch=None too, which counts the batches of the run"
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Raise UsageError if the loader does not use this sampler."""

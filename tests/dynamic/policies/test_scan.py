@@ -328,3 +328,14 @@ def test_refusals(options: dict, says: str) -> None:
         Scan(**options)
     with pytest.raises(UsageError, match="epochs = 0"):
         Scan.for_budget(0.3, 0)
+
+
+def test_a_warm_up_by_losses_below_zero_ends_too() -> None:
+    """Those of DRRho are negative once they are learned: the fall counts against their size."""
+    policy = Scan(rho=0.25)
+    ledger, rng = policy.ledger(10), np.random.default_rng(0)
+    phases = []
+    for epoch, mean in enumerate([0.02, -0.02, -0.03, -0.036, -0.04, -0.042]):
+        phases.append(policy.plan(ledger, epoch, rng).phase)
+        ledger.record(np.arange(10), np.full((10, 1), mean), epoch)
+    assert phases == [*["warm-up"] * 4, "preparation", "mutation"]  # the fall from -0.03 is a fifth

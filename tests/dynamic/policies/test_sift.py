@@ -178,3 +178,19 @@ def test_a_ledger_without_a_memory_is_refused() -> None:
     ledger.record(np.arange(3), np.ones((3, 1)), 0)
     with pytest.raises(UsageError, match=r"no memory; create it with Sift\(...\).ledger\(rows\)"):
         Sift().remember(ledger, Plan(epoch=0, phase="warm-up", total=3))
+
+
+def test_some_rows_are_left_however_many_are_found_mismatched() -> None:
+    """With 60% mismatched, the lowest 40% of all rows would be all the others."""
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        wrong_N = rng.random(200) < rng.uniform(0.57, 0.63)
+        policy = Sift(redundant=0.4, warmup=1, cycle=1)
+        ledger = policy.ledger(200)
+        memory_N = np.where(wrong_N, 0.7, 0.2) + 0.06 * rng.standard_normal(200)
+        ledger.record(np.arange(200), memory_N[:, None], 0)
+        ledger.remember(memory_N.astype(np.float32))
+        ledger.mark(policy.finish(ledger, Plan(epoch=0, phase="warm-up", total=200), rng), 0)
+        plan = policy.plan(ledger, 1, rng)
+        matched = 200 - np.count_nonzero(ledger.candidates(0, ILL_MATCHED))
+        assert len(plan) >= matched / 2 > 0

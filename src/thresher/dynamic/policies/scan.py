@@ -2,7 +2,7 @@
 
 Published as "SCAN: Bootstrapping Contrastive Pre-training for Data Efficiency" (arXiv 2411.09126, ICCV 2025).
 
-1. Warm-up: all rows, until the epoch loss falls slowly: (previous - current) / previous < threshold.
+1. Warm-up: all rows, until the epoch loss falls slowly: (previous - current) / |previous| < threshold.
 2. Then cycles of T + 1 epochs. The first (preparation) trains on all rows and collects candidates: in each
    direction of the loss, the rho lowest losses of a batch are redundant and the rho highest are ill-matched. A
    candidate is marked in both directions. If fewer than 0.9 of the size of one direction are left, rows marked in one
@@ -187,7 +187,8 @@ class Scan(Policy):
         if self.warmup is not None:
             return self.warmup
         losses_E = ledger.epoch_losses()
-        slow = np.flatnonzero(losses_E[:-1] - losses_E[1:] < self.threshold * losses_E[:-1])
+        # Losses may be negative: those of DRRho are, once they are learned.
+        slow = np.flatnonzero(losses_E[:-1] - losses_E[1:] < self.threshold * np.abs(losses_E[:-1]))
         return int(slow[0]) + 2 if len(slow) else None
 
     def _side(self, losses_BR: Losses, k: int, side: int, rng: np.random.Generator) -> Bools:

@@ -13,7 +13,8 @@ This is ours; it is related to small-loss selection and to learning with noisy c
    no second hump, or it has more than 60% of the rows, nothing is left out, and the next epoch, on all rows, tries
    again.
 4. ``redundant`` adds SCAN's other side: of this share of the rows, those with the lowest loss in the last epoch on all
-   rows, a growing random part is left out too.
+   rows, a growing random part is left out too. If the data show how many are mismatched, these are at most half of
+   the others.
 
 The humps are those of any two kinds of pairs of which one has higher losses: mismatched pairs, but also, for example,
 captions in a rare language. Look at them before you leave them out for good.
@@ -131,7 +132,10 @@ class Sift(Policy):
         marks_N = wrong_N * np.uint8(ILL_MATCHED)
         if self.redundant is not None:
             losses_N = np.where(wrong_N | (ledger.seen_N < 0), np.inf, ledger.loss_N)
-            chosen_N = lowest(losses_N, whole(self.redundant * len(ledger))) & (losses_N < np.inf)
+            count = whole(self.redundant * len(ledger))
+            if self.mismatched is None:  # else they could be all the rest
+                count = min(count, int(np.count_nonzero(~wrong_N)) // 2)
+            chosen_N = lowest(losses_N, count) & (losses_N < np.inf)
             marks_N |= chosen_N * np.uint8(REDUNDANT)
         return marks_N
 
