@@ -116,6 +116,20 @@ def test_a_plan_runs_once_and_every_row_has_its_cost(
         run_plan(plan, out, data=tmp_path / "data")
 
 
+@pytest.mark.parametrize(
+    "rows", [["random"], pytest.param(ROWS, marks=pytest.mark.slow)], ids=["one row", "every kind"]
+)
+def test_training_data_need_no_key_column(data: Path, tmp_path: Path, in_process: list[str], rows: list[str]) -> None:
+    pq.write_table(pq.read_table(data / "train.parquet").drop_columns(["key"]), tmp_path / "train.parquet")
+    shutil.copy(data / "held.parquet", tmp_path)
+    plan = Plan.parse(PLAN.replace('[[corpus]]\nname = "noisy"\nswapped = 0.3\n', "")).narrowed(rows)
+    run_plan(plan, tmp_path / "out", data=tmp_path, workers=1)
+    shares = {run["row"]: run["share_pruned"] for run in results(tmp_path / "out")["runs"]}
+    assert shares.keys() == {"full", "full-short", *rows}
+    for row in {"random", "c-rho", "coreset"} & set(rows):
+        assert shares[row] == pytest.approx(0.3)
+
+
 def test_a_corpus_made_before_the_bytes_of_its_data_were_written_is_continued(tmp_path: Path) -> None:
     (job, *_) = jobs.jobs_of(Plan.parse(PLAN))
     older = {name: value for name, value in job.what.items() if name != "data_bytes"}

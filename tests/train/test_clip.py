@@ -506,7 +506,7 @@ REFUSED = [
     (["--eval", "nothing.parquet"], "nothing.parquet"),
     (["--eval-label", "group"], "need --eval FILE, which is not given"),
     (["--template", "a photo"], "each with {} for the name of a class"),
-    (["--samples-seen", "10"], "give 1 epoch or more, or enough samples for a batch"),
+    (["--samples-seen", "10"], "give 1 batch or more"),
     (["--seed", "-1"], "seed = -1"),
     (["--warmup", "1.0"], "warmup = 1.0"),
     (["--lr", "inf"], "'--lr': 'inf'; give a finite number"),

@@ -20,14 +20,14 @@ from PIL import Image
 from tests.train.conftest import ROWS, Data, add
 from thresher import build, open_store, run_steps
 from thresher.cli.main import main
-from thresher.data import DataOptions
+from thresher.data import DataOptions, open_data
 from thresher.dynamic.cabs import Concepts
 from thresher.dynamic.run_folder import Training
 from thresher.errors import ChangedError, PoolError, UsageError
 from thresher.io.pictures import decode
 from thresher.runtime.progress import Silent
 from thresher.train import data as reading
-from thresher.train.data import PICTURES, SET_ASIDE, Pairs, concepts_of, open_pairs, times_of
+from thresher.train.data import PICTURES, SET_ASIDE, Pairs, concepts_of, open_pairs, references_of, times_of
 
 
 def opened(location: object, folder: Path, *, captions: bool = True, side: int = 16) -> Pairs:
@@ -456,6 +456,35 @@ def test_selections_of_the_pool_and_of_its_keys(data: Data, tmp_path: Path) -> N
         times_of(str(tmp_path / "none.txt"), parquet)
     with pytest.raises(PoolError, match="neither a selection folder nor a file of keys"):
         times_of(str(tmp_path / "nothing"), parquet)
+
+
+def test_rows_without_a_key_column_have_the_keys_of_every_command(data: Data, tmp_path: Path) -> None:
+    """Keys as `embed`, `reshard` and the lab name the rows, also after rows that are skipped."""
+    images = data.table["image"].to_pylist()
+    images[3] = {"bytes": b"no image", "path": None}
+    table = pa.table({"image": images, "text": data.table["text"], "kind": [f"k{row % 5}" for row in range(ROWS)]})
+    pq.write_table(table, tmp_path / "plain.parquet")
+    pairs = opened(tmp_path / "plain.parquet", tmp_path / "run")
+    usable = [row for row in range(ROWS) if row != 3]
+    known = [sample.key for sample in open_data(str(tmp_path / "plain.parquet")).samples()]
+    assert pairs.keys() == [known[row] for row in usable]
+    assert pairs.column("kind") == [f"k{row % 5}" for row in usable]
+    assert pairs.skipped[0][0] == f"row 3, key {known[3]}"
+    kept = [2, 3, 4, ROWS - 1]
+    expected = [int(row in kept) for row in usable]
+    (tmp_path / "keys.txt").write_text("".join(f"{known[row]}\n" for row in kept))
+    assert times_of(str(tmp_path / "keys.txt"), pairs)[0].tolist() == expected
+    # The file is a pool, too, whose selections name rows by their numbers.
+    (tmp_path / "numbers.txt").write_text("".join(f"{row}\n" for row in kept))
+    assert times_of(str(tmp_path / "numbers.txt"), pairs) == (pytest.approx(expected), 1)
+    losses = pa.table({"key": [str(row) for row in kept], "loss": [0.5, 9.0, 1.5, 2.5]})
+    pq.write_table(losses, tmp_path / "losses.parquet")
+    found = references_of(str(tmp_path / "losses.parquet"), pairs)
+    assert found[[2, 3, ROWS - 2]].tolist() == [0.5, 1.5, 2.5]
+    assert np.isnan(found).sum() == len(usable) - 3
+    # Numbers are no keys of data that have keys.
+    with pytest.raises(UsageError, match="none of its keys is in"):
+        times_of(str(tmp_path / "numbers.txt"), opened(data.parquet, tmp_path / "keyed"))
 
 
 def test_what_has_no_concepts_is_said(data: Data, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def train_clip(
     sizes: dict[str, Any] = {"side": stored_side(clip.side), "resize": clip.resize, "captions": True}
     opened = open_run("clip", data, folder, settings, **sizes, resume=resume, progress=progress, reading=reading)
     with opened as (training, pairs):
-        reference = None if store is None else ReferenceFeatures.of_pool(store, pairs.keys(), training.folder)
+        reference = None if store is None else ReferenceFeatures.of_pool(store, pairs.keys_in(store), training.folder)
         task = clip_task(clip, pairs, device, settings, sets, reference)
         return fit(task, pairs, schedule, training, progress)
 

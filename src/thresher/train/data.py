@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,8 +60,10 @@ class Pairs:
         offset_N: Its offset in the file, (N,) int64.
         size_N: Its size in bytes, (N,) int64; -1 for the whole file.
         captions: The N captions; "" for none.
+        numbered: Whether the data are a pool without keys, whose selections name rows by their numbers.
         side: Height and width of the decoded images in pixels.
         resize: How images are made square.
+        row_N: The number of each row among all rows of the data, (N,) int64.
         skipped: Rows of the data that were skipped, as (row and key, reason).
         pixels_NHWC: (N, side, side, 3) uint8 if the images are kept in memory, else None.
     """
@@ -72,7 +74,9 @@ class Pairs:
     file_N: Ints
     offset_N: Ints
     size_N: Ints
+    row_N: Ints
     captions: Sequence[str]
+    numbered: bool = False
     side: int = 0
     resize: Resize = "shortest"
     skipped: tuple[tuple[str, str], ...] = ()
@@ -100,7 +104,24 @@ class Pairs:
 
     def keys(self) -> list[str]:
         """Return the keys of the rows."""
-        return [key for _, keys in self.store.keys() for key in keys]
+        return _keys(self.store)
+
+    def keys_known_to(self, known: Callable[[list[str]], bool]) -> list[str]:
+        """Return the keys of the rows by which others know them.
+
+        Args:
+            known: Whether any of these keys is known. If none is, and the data are a pool without keys, the numbers of
+                the rows are tried, as its selections have them.
+        """
+        keys = self.keys()
+        if self.numbered and not known(keys):
+            numbers = [str(row) for row in self.row_N.tolist()]
+            return numbers if known(numbers) else keys
+        return keys
+
+    def keys_in(self, store: EmbeddingStore) -> list[str]:
+        """Return the keys of the rows by which another pool knows them."""
+        return self.keys_known_to(lambda keys: not set(keys).isdisjoint(_keys(store)))
 
     def column(self, name: str) -> list[Any]:
         """Return a column of the pool, such as labels.
@@ -190,6 +211,9 @@ def _indexed(
     for note in opened.notes:
         progress.say(note)
     store, notes = _pool_of(opened, options), Counter[str]()
+    numbered = store is not None and not store.layout.key
+    if numbered:  # an index has the keys by which other commands find the rows
+        store = None
     own: dict[str, list[Any]] = {name: [] for name in ("key", "text", "uid")}
     light: dict[str, list[Any]] = {name: [] for name in opened.columns}
     files: dict[tuple[str, str], int] = {}
@@ -235,7 +259,11 @@ def _indexed(
         if not all(own["uid"]):
             del own["uid"]
         store = _pool(folder, {**{name: light[name] for name in light if name not in where}, **own, **where})
-    return Pairs(store, names, tuple(stamps), file_N, offset_N, size_N, texts), bad
+    return Pairs(store, names, tuple(stamps), file_N, offset_N, size_N, np.arange(len(texts)), texts, numbered), bad
+
+
+def _keys(store: EmbeddingStore) -> list[str]:
+    return [key for _, keys in store.keys() for key in keys]
 
 
 def _stamp(place: Place) -> tuple[int, int] | None:
@@ -271,7 +299,8 @@ def times_of(selection: str, pairs: Pairs) -> tuple[npt.NDArray[np.int32], int]:
         chosen = Selection.load(selection)
         if not pairs.skipped and (chosen.store, chosen.total) == (pairs.store.fingerprint(), len(pairs)):
             return np.asarray(chosen.mask() if chosen.repeats is None else chosen.repeats).astype(np.int32), 0
-    wanted, keys = read_keys(selection), pairs.keys()
+    wanted = read_keys(selection)
+    keys = pairs.keys_known_to(lambda keys: bool(wanted.times_many(keys).any()))
     times_N = wanted.times_many(keys).astype(np.int32)
     missing = len(wanted) - len(np.unique(wanted.find_many(keys)[times_N > 0]))
     where = pairs.store.layout.location
@@ -304,7 +333,8 @@ def references_of(reference: str, pairs: Pairs) -> npt.NDArray[np.float32]:
         except (TypeError, ValueError):
             raise UsageError(f"column {column!r} of {where} has values that are not numbers; give losses") from None
         return np.array(values, np.float32)
-    references, keys = References.read(reference), pairs.keys()
+    references = References.read(reference)
+    keys = pairs.keys_known_to(lambda keys: bool(np.isfinite(references.of_keys(keys)).any()))
     references_N = references.of_keys(keys)
     check_found(references_N, reference, where, keys, references.example)
     return references_N
@@ -324,7 +354,8 @@ def reference_of(reference: str, pairs: Pairs, folder: Path) -> ReferenceFeature
     """
     if has_losses(reference):
         return references_of(reference, pairs)
-    return ReferenceFeatures.of_pool(open_store(absolute(reference)), pairs.keys(), folder)
+    store = open_store(absolute(reference))
+    return ReferenceFeatures.of_pool(store, pairs.keys_in(store), folder)
 
 
 def concepts_of(where: str, pairs: Pairs) -> Concepts:
@@ -366,7 +397,8 @@ def _labels_of(folder: str, pairs: Pairs) -> Ints:
     labels_N, pool = np.asarray(written.labels_N, np.int64), written.info.get("pool")
     if not isinstance(pool, str):
         raise UsageError(f"{folder}: does not say which pool was clustered; run thresher cluster on these data")
-    store, keys = open_store(absolute(pool)), pairs.keys()
+    store = open_store(absolute(pool))
+    keys = pairs.keys_in(store)
     if len(labels_N) != store.total:
         raise UsageError(f"{folder}: its pool {pool} has changed; cluster it again")
     if store.fingerprint() == pairs.store.fingerprint():
@@ -403,8 +435,8 @@ def _without(pairs: Pairs, good_N: npt.NDArray[np.bool_], folder: Path) -> Pairs
         for name, column in zip(light, part.columns, strict=True):
             columns[name] += column.to_pylist()
     captions = [caption for caption, good in zip(pairs.captions, good_N, strict=True) if good]
-    at: dict[str, Any] = {name: getattr(pairs, name)[good_N] for name in ("file_N", "offset_N", "size_N")}
-    store = _pool(folder, {**columns, "row": np.flatnonzero(good_N)})
+    at: dict[str, Any] = {name: getattr(pairs, name)[good_N] for name in ("file_N", "offset_N", "size_N", "row_N")}
+    store = _pool(folder, {**columns, "row": at["row_N"]})
     return replace(pairs, store=store, captions=captions, **at)
 
 
