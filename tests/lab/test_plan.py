@@ -124,6 +124,7 @@ BAD = [
     ('evals = ["b.parquet"]', "evals = []", "give one evaluation set or more"),
     ('evals = ["b.parquet"]', 'evals = ["a/x.parquet", "b/x.parquet"]', "two evaluation sets are named x; give each"),
     ('evals = ["b.parquet"]', 'evals = "b.parquet"', r"\[data\]: evals"),
+    ('evals = ["b.parquet"]', 'evals = ["a.parquet"]', "a.parquet is the training data and an evaluation set"),
     ('policy = "scan"', 'policy = "scann"', "no policy 'scann'.*scan"),
     ("prune = 0.3", "prune = 3", "row scan: prune = 3"),
     ("prune = 0.3", "pruned = 0.3", "row scan has no parameter 'pruned'"),
@@ -147,6 +148,7 @@ BAD = [
     ('method = "random"', 'method = "randomly"', "no method 'randomly'"),
     ('method = "random"', 'methd = "random"', "a step is a table with method"),
     ('keep = ["5%", "10%"]', 'keep = ["500%"]', "cannot keep 500%"),
+    ('keep = ["5%", "10%"]', "keep = []", r"keep = \[\]; give budgets"),
     ('policy = "scan"', 'coreset_of = "full"', "leave out policy, prune and options"),
     (
         "[[row]]\nname",

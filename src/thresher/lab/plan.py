@@ -75,6 +75,8 @@ class Sources:
         names = [PurePath(path).stem for path in self.evals]
         if twice := _same_names(names):
             raise UsageError(f"two evaluation sets are named {twice}; give each file its own name")
+        if self.train in self.evals:
+            raise UsageError(f"{self.train} is the training data and an evaluation set; give pairs that are held out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -541,6 +543,8 @@ def _rows(table: dict[str, Any]) -> list[Row]:
     keep = table.get("keep")
     if not isinstance(keep, list):
         return [_row(table)]
+    if not keep:
+        raise UsageError(f"row {cut(str(table.get('name')))}: keep = []; give budgets, or leave it out")
     return [_row({**table, "name": f"{table.get('name')}-{one}", "keep": one}) for one in keep]
 
 
