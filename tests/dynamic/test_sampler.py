@@ -306,6 +306,7 @@ def test_a_loader_that_reads_ahead_in_other_processes_changes_nothing() -> None:
     assert done == expected
 
 
+@pytest.mark.slow  # loads the compiler of torch
 def test_a_compiled_step_records_too() -> None:
     """As Lightning compiles the training step of a module."""
     expected, compiled = make("infobatch"), make("infobatch")

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=Callable[..., Any])
 
 _VERSION = 1
-_UNTRACED: dict[Callable[..., Any], Callable[..., Any]] = {}
 _ANY = REDUNDANT | ILL_MATCHED | LEFT_OUT
 
 
@@ -245,15 +244,17 @@ def refuse_chosen(policy: Policy | type[Policy], what: str, chooses: bool = Fals
 def untraced(method: M) -> M:
     """Return a method that ``torch.compile`` leaves out of its graphs: it records, with NumPy, which a graph cannot."""
 
+    outside: list[Callable[..., Any]] = []  # made when it is first needed, because it needs torch
+
     @functools.wraps(method)
     def call(*args: Any, **kwargs: Any) -> Any:
         import torch
 
         if not torch.compiler.is_compiling():  # else torch loads its compiler
             return method(*args, **kwargs)
-        if method not in _UNTRACED:
-            _UNTRACED[method] = torch.compiler.disable(method)
-        return _UNTRACED[method](*args, **kwargs)
+        if not outside:
+            outside.append(torch.compiler.disable(method))
+        return outside[0](*args, **kwargs)
 
     return cast(M, call)
 
