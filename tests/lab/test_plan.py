@@ -125,6 +125,7 @@ BAD = [
     ('evals = ["b.parquet"]', 'evals = ["a/x.parquet", "b/x.parquet"]', "two evaluation sets are named x; give each"),
     ('evals = ["b.parquet"]', 'evals = "b.parquet"', r"\[data\]: evals"),
     ('evals = ["b.parquet"]', 'evals = ["a.parquet"]', "a.parquet is the training data and an evaluation set"),
+    ('evals = ["b.parquet"]', 'evals = ["./a.parquet"]', "a.parquet is the training data and an evaluation set"),
     ('policy = "scan"', 'policy = "scann"', "no policy 'scann'.*scan"),
     ("prune = 0.3", "prune = 3", "row scan: prune = 3"),
     ("prune = 0.3", "pruned = 0.3", "row scan has no parameter 'pruned'"),

@@ -75,7 +75,7 @@ class Sources:
         names = [PurePath(path).stem for path in self.evals]
         if twice := _same_names(names):
             raise UsageError(f"two evaluation sets are named {twice}; give each file its own name")
-        if self.train in self.evals:
+        if PurePath(self.train) in map(PurePath, self.evals):
             raise UsageError(f"{self.train} is the training data and an evaluation set; give pairs that are held out")
 
 
