@@ -31,6 +31,8 @@ ARGUMENTS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --use-angle=swiftshader --enable-unsafe-swiftshader"
 ).split()
+# Seconds to wait for what a page shows: a busy machine may need a minute to lay out the map.
+PATIENCE = 180
 # What drivers of software rendering say, not the page.
 HARMLESS = re.compile(r"GL Driver Message|GPU stall")
 
@@ -50,6 +52,7 @@ class Tab:
         self.page, self.url = page, url
         self.logged: list[str] = []
         self.requested: list[str] = []
+        page.set_default_timeout(1000 * PATIENCE)
         page.on("console", lambda message: self.logged.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: self.logged.append(f"error: {error}"))
         page.on("request", lambda request: self.requested.append(request.url))
@@ -105,7 +108,7 @@ def tab(browser: Any, server: str) -> Iterator[Tab]:
     context.close()
 
 
-def until(page: Any, condition: str, seconds: float = 20) -> None:
+def until(page: Any, condition: str, seconds: float = PATIENCE) -> None:
     """Wait for a condition. The content policy of the page forbids the waiting that Playwright does inside it."""
     for _ in range(round(10 * seconds)):
         if page.evaluate(condition):
@@ -162,7 +165,7 @@ def test_the_gallery_is_endless(tab: Tab) -> None:
 
 def test_the_map_colours_lassos_and_explains(tab: Tab, folder: Path) -> None:
     page = tab.open("map")
-    page.wait_for_selector(".stage[data-state=ready]", timeout=180_000)
+    page.wait_for_selector(".stage[data-state=ready]")
     page.wait_for_timeout(500)
     canvas = page.locator(".stage canvas")
     box = canvas.bounding_box()
@@ -267,7 +270,7 @@ def test_clusters_losses_and_comparisons(tab: Tab, folder: Path) -> None:
     page.wait_for_timeout(500)
     assert 0 < count(page) < 1_000
     page.get_by_role("link", name="What did I lose?").click()
-    page.get_by_text("Kept least").wait_for(timeout=60_000)
+    page.get_by_text("Kept least").wait_for()
     assert page.locator(".interval").count() > 10
     page.get_by_role("link", name="Compare").click()
     page.get_by_text("Kept by only one").wait_for()
@@ -275,7 +278,7 @@ def test_clusters_losses_and_comparisons(tab: Tab, folder: Path) -> None:
     both = int((Selection.load(folder / "chain").mask() & Selection.load(folder / "random").mask()).sum())
     assert page.locator(f'.matrix td[title^="{both:,} rows"]').count() == 2
     page.get_by_role("button", name="Measure").click()
-    page.get_by_text("A ratio above 1 does not mean").wait_for(timeout=120_000)
+    page.get_by_text("A ratio above 1 does not mean").wait_for()
 
 
 def test_runs_and_their_live_refresh(tab: Tab, folder: Path) -> None:
@@ -289,7 +292,7 @@ def test_runs_and_their_live_refresh(tab: Tab, folder: Path) -> None:
     run = th.Training.load(folder / "run")
     log = run.log()
     run.record([*log, {**log[-1], "epoch": 5}], run.ledger())
-    page.get_by_text("6 of 7 epochs").wait_for(timeout=20_000)
+    page.get_by_text("6 of 7 epochs").wait_for()
     page.locator(".strip .tile").first.click()
     page.get_by_role("complementary", name="One row").get_by_text("candidate").first.wait_for()
 
