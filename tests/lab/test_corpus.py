@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.train.conftest import emoji
-from thresher.errors import UsageError
+from thresher.errors import PoolError, UsageError
 from thresher.io.pictures import decode
 from thresher.lab.corpus import INDEX, changed_slightly, cut_in_halves, make_corpus
 from thresher.lab.plan import Corpus
@@ -125,3 +125,19 @@ def test_halves_share_no_group_and_have_all_rows(data: Path, tmp_path: Path) -> 
         emoji(220).slice(120)["key"].to_pylist()
     )
     assert first.schema.equals(second.schema)
+
+
+@pytest.mark.parametrize("where", ["start", "end"])
+def test_an_image_that_cannot_be_evaluated_is_named_before_anything_is_trained(
+    data: Path, tmp_path: Path, where: str
+) -> None:
+    table = pq.read_table(data / "other.parquet")
+    pictures = table["image"].to_pylist()
+    bad = {"start": 3, "end": len(pictures) - 1}[where]
+    pictures[bad]["bytes"] = pictures[bad]["bytes"][:40]
+    path = tmp_path / "eval.parquet"
+    column = pa.array(pictures, table["image"].type)
+    pq.write_table(table.set_column(table.schema.get_field_index("image"), "image", column), path)
+    with pytest.raises(PoolError, match=rf"eval\.parquet: row {bad} .*; evaluations do not skip rows"):
+        cut_in_halves(str(path), tmp_path, group=None, labels=("kind",))
+    assert [one.name for one in tmp_path.iterdir()] == ["eval.parquet"]

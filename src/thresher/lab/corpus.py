@@ -280,10 +280,19 @@ def cut_in_halves(path: str, folder: Path, *, group: str | None, labels: tuple[s
 
     Returns:
         The paths of the two files.
+
+    Raises:
+        PoolError: An image cannot be decoded. Every run would fail at its end.
     """
     import pyarrow.parquet as pq
 
     one = read_eval(path, group=group, labels=labels or None)
+    for rows, pictures in one.batches():
+        for row, picture in zip(rows.tolist(), pictures, strict=True):
+            try:
+                open_rgb(picture)
+            except PoolError as error:
+                raise PoolError(f"{path}: row {row:,} {error}; evaluations do not skip rows") from None
     first_N = split(len(one), groups_N=one.group_N, seed=seed)
     store = open_store(path)
     written = []
