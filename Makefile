@@ -19,6 +19,9 @@ EPOCH = $(shell git log -1 --format=%ct 2>/dev/null || echo 1580601600)
 SITE = import sysconfig; packages = sysconfig.get_path("purelib")
 NEEDS = import sys; sys.version_info >= (3, 11) or sys.exit("thresher needs Python 3.11 or newer: make PYTHON=python3.11")
 
+# Without bytecode, pytest would rewrite every test and each command of a test would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-all energon check fix bench nightly man dist docs clean
 
 demo: .venv-demo/ready
@@ -38,7 +41,7 @@ test: .venv/ready check
 	$(TEST)/pytest -q -n auto --dist worksteal
 
 test-all: .venv/ready check
-	$(TEST)/pytest -q -n auto --dist worksteal -m "" --hypothesis-profile full
+	$(TEST)/pytest -q -n auto --dist worksteal -m "" --hypothesis-profile full --durations 40
 
 energon: .venv-energon/ready
 	$(ENERGON)/python -m pytest -q tests/export/formats/against_energon.py

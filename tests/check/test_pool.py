@@ -52,6 +52,7 @@ def write(folder: Path, rows: int, dim: int, dtype: str) -> None:
     pq.write_table(pa.table(table), folder / "pool" / "meta.parquet")
 
 
+@pytest.mark.slow
 def test_memory_is_foretold_for_each_method(tmp_path: Path) -> None:
     write(tmp_path, 3_000, 32, "float32")
     cost = run(tmp_path, "inspect pool")["cost"]

@@ -104,6 +104,7 @@ def test_any_limit(made: Path, name: str) -> None:
     assert 8000 in enough
 
 
+@pytest.mark.slow
 def test_a_command_that_is_not_short_of_memory_is_as_without_a_limit(made: Path) -> None:
     done = limited(made, "explain", 8000)
     free = subprocess.run(

@@ -428,7 +428,7 @@ def by_numpy(state: State, folder: Path) -> State:
 
 
 @each
-@pytest.mark.parametrize("carry", [by_torch, by_numpy])
+@pytest.mark.parametrize("carry", [pytest.param(by_torch, marks=pytest.mark.slow), by_numpy])
 @pytest.mark.parametrize("cut", [CUT, (4, 0), (0, 1)])
 def test_resumed_in_mid_epoch_it_goes_on_as_if_nothing_was(name: str, carry, cut, tmp_path: Path) -> None:
     whole = make(name)

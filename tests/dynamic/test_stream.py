@@ -561,7 +561,7 @@ def by_numpy(state: dict[str, Any], folder: Path) -> Any:
 
 
 @each
-@pytest.mark.parametrize("carry", [by_torch, by_numpy])
+@pytest.mark.parametrize("carry", [pytest.param(by_torch, marks=pytest.mark.slow), by_numpy])
 @pytest.mark.parametrize("cut", [0, 3, EPOCHS])
 def test_resumed_between_epochs_it_goes_on_as_if_nothing_was(
     name: str, cut: int, carry: Callable[..., Any], tmp_path: Path

@@ -115,7 +115,9 @@ def test_images_of_one_colour() -> None:
         assert sharpness(grey) == 0
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 9), (9, 2), (3, 3), (1, 150)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), *(pytest.param(size, marks=pytest.mark.slow) for size in ((2, 9), (9, 2), (3, 3), (1, 150)))]
+)
 def test_small_and_narrow_images(size: tuple[int, int]) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
     values = measured(tuple(QUALITY), b"x", image)
@@ -191,6 +193,7 @@ def test_text_area_is_the_share_of_the_image_that_is_text() -> None:
     assert text_area(words(48, 3).resize((1280, 960))) == pytest.approx(three, rel=0.1)
 
 
+@pytest.mark.slow
 def test_text_area_is_computed_by_workers_too(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for name, lines in (("a", 3), ("b", 0)):

@@ -124,7 +124,8 @@ def test_a_key_takes_less_than_16_bytes(times: int, form: str) -> None:
     assert len(pickle.dumps(found)) < found.nbytes + 1000
 
 
-@pytest.mark.parametrize("repeats", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("repeats", [False, True])
 def test_keys_are_never_all_held_while_a_set_is_made(repeats: bool) -> None:
     n = 200_000
     names = (f"a key that is longer than a hash, much longer: {i % (n // 2 if repeats else n):09d}" for i in range(n))

@@ -232,6 +232,7 @@ def unfolding(path: Path, rows: int, dim: int) -> int:
     return left
 
 
+@pytest.mark.slow
 def test_long_compressed_rows_are_read_some_bytes_at_a_time(tmp_path: Path) -> None:
     """A file of some hundred kilobytes: neither its length nor a number of rows says how much memory to take."""
     path = tmp_path / "image.npz"

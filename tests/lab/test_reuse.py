@@ -79,6 +79,7 @@ def test_same_runs_are_taken_and_the_results_are_those_of_running_them(
     assert plain(tmp_path / "third") == [run for run in plain(first) if run["row"] in {NAMES[row] for row in rows}]
 
 
+@pytest.mark.slow
 def test_details_alone_are_enough_and_can_be_passed_on(
     data: Path, tmp_path: Path, few: Path, in_process: list[str]
 ) -> None:

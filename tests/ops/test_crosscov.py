@@ -167,7 +167,9 @@ def regret(walk, image, text, gains, clamp) -> float:
 
 
 @pytest.mark.parametrize("clamp", [*CLAMPS, 0.4, 0.7, 1.0])
-@pytest.mark.parametrize("gap", [0.0, 1e-4, 0.003, 0.02])
+@pytest.mark.parametrize(
+    "gap", [0.0, pytest.param(1e-4, marks=pytest.mark.slow), 0.003, pytest.param(0.02, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("against", [0.0, 0.3, -0.3])
 def test_rows_left_out_of_sight_are_not_overlooked(clamp, gap, against) -> None:
     """The best rows resemble each other and spoil each other; those just behind are far off, or gain by it."""

@@ -316,6 +316,7 @@ def test_the_report_shows_it_when_asked(folders: dict[str, str], capsys: Any, tm
     assert "--clusters needs --covariance" in err
 
 
+@pytest.mark.slow
 def test_the_report_from_python(pool: Callable[..., EmbeddingStore], two: Any, tmp_path: Path) -> None:
     store = pool(*two)
     selection = chosen(store, np.ones(N, np.bool_))

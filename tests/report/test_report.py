@@ -331,7 +331,9 @@ def hand_made(scores: list[float], dropped: list[bool], **more: Any) -> Selectio
         ([-1, 1e30, 1, 2, 3], 0),
     ],
 )
-@pytest.mark.parametrize("cut", [None, 0.3, np.inf, -np.inf, 7.0])
+@pytest.mark.parametrize(
+    "cut", [None, 0.3, *(pytest.param(cut, marks=pytest.mark.slow) for cut in (np.inf, -np.inf, 7.0))]
+)
 def test_odd_scores(scores: list[float], apart: int | None, cut: float | None, tmp_path: Path) -> None:
     selection = hand_made(scores, [False, True, False, True, False], cut=cut)
     found = histogram(next(judged(selection)))

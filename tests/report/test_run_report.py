@@ -67,7 +67,15 @@ def test_the_same_run_gives_the_same_bytes(run: Training, store: EmbeddingStore,
     assert one == two
 
 
-@pytest.mark.parametrize("policy", ["full", "infobatch", "dynamic-random", "d-pruning", "static", "sift"])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        "full",
+        "static",
+        "sift",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("infobatch", "dynamic-random", "d-pruning")),
+    ],
+)
 def test_every_policy_has_a_page(policy: str, store: EmbeddingStore, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", store, policy=policy, epochs=4)
     page, found = read(write_run_report(run, tmp_path / "r.html", store=store))

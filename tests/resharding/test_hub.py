@@ -90,6 +90,7 @@ def chunks(content: bytes) -> dict[bytes, int]:
     return {content[lo:hi]: hi - lo for lo, hi in zip(ends, ends[1:], strict=False)}
 
 
+@pytest.mark.slow
 def test_a_row_more_changes_few_bytes(tmp_path: Path) -> None:
     shared = {}
     for hub in (False, True):

@@ -190,6 +190,7 @@ def test_siglip_and_configurations_of_open_clip_train(data: Data, tmp_path: Path
 # The same run, however it came about
 
 
+@pytest.mark.slow
 def test_the_same_arguments_give_the_same_run(data: Data, tmp_path: Path) -> None:
     for name in ("a", "b"):
         train_clip(data.parquet, tmp_path / name, settings(policy="infobatch", epochs=3))

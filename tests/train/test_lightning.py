@@ -308,7 +308,7 @@ def same_run(whole: Run, rest: Run, done: int, *, failed: bool = False) -> None:
     ("when", "options"),
     [
         (every_step, {}),
-        (every_epoch, {}),
+        pytest.param(every_epoch, {}, marks=pytest.mark.slow),
         pytest.param(every_step, {"accumulate_grad_batches": 2}, marks=pytest.mark.slow),
         pytest.param(every_step, {"val": True, "num_sanity_val_steps": 1}, marks=pytest.mark.slow),
         (every_epoch, {"val": True}),

@@ -336,7 +336,8 @@ def test_what_is_learnt_from_and_tested_is_seen_alike(tmp_path: Path, monkeypatc
     assert groups == [[*(row // 4 for row in range(32)), *range(8, 16)]]
 
 
-@pytest.mark.parametrize("version", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [2, 3])
 def test_a_run_that_is_cut_off_goes_on_to_the_identical_result(data: Data, tmp_path: Path, version: int) -> None:
     how = settings(version, policy="infobatch", checkpoint_minutes=0.0)
     train_moco(data.parquet, tmp_path / "whole", how)

@@ -197,7 +197,8 @@ def test_full_is_open_clips_own_training_step_by_step(run: Run, kind: str, more:
 # Pruning
 
 
-@pytest.mark.parametrize("kind", ["csv", pytest.param("webdataset", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
 def test_a_pruned_run_cut_off_resumes_to_the_same_plans(run: Run, kind: str) -> None:
     scan = ("--prune", "scan", "--prune-share", "25%", "--prune-full-epochs", "1", "--prune-cycle", "3")
     scan = (*scan, "--epochs", "7", *STEADY)
@@ -258,7 +259,8 @@ def test_two_runs_never_share_a_folder(run: Run, pairs: Path, capsys: pytest.Cap
     assert not (first.folder / ".pruning.lock").exists()
 
 
-@pytest.mark.parametrize("kind", [pytest.param("csv", marks=pytest.mark.slow), "webdataset"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
 def test_a_checkpoint_of_an_unpruned_run(run: Run, kind: str, capsys: pytest.CaptureFixture[str], pairs: Path) -> None:
     theirs = run(kind, alone=True)
     scan = ("--prune", "scan", "--prune-rho", "0.25", "--prune-full-epochs", "0", "--epochs", "5", "--resume", "latest")
@@ -354,7 +356,8 @@ def test_a_selection_by_keys(run: Run, kind: str, pairs: Path, tmp_path: Path) -
         assert len(ran.ledger["hashes"]) <= len(chosen)
 
 
-@pytest.mark.parametrize("kind", ["csv", pytest.param("webdataset", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["csv", "webdataset"])
 def test_reference_losses_are_found_by_key(run: Run, kind: str, pairs: Path, tmp_path: Path) -> None:
     """Rows whose loss is very high under the reference are left out; a run cut off resumes with them."""
     keys = [str(pairs / f"{i:05d}.png") if kind == "csv" else f"{i:05d}" for i in range(N)]

@@ -120,6 +120,7 @@ def test_a_file_that_has_changed_is_noticed(tmp_path: Path) -> None:
         list(data.samples())
 
 
+@pytest.mark.slow
 def test_many_rows_take_little_memory(tmp_path: Path) -> None:
     path = jsonl(tmp_path, *({"image": f"images/{i}.jpg", "text": f"caption {i}"} for i in range(30_000)))
     tracemalloc.start()

@@ -91,7 +91,7 @@ def chosen(pool, centroid_file, select):
 
 @pytest.mark.parametrize("parts", ["held", "in parts"])
 @pytest.mark.parametrize("clamp", ["0", "none", "0.2", "-0.05"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
 def test_it_is_the_brute_force_greedy(chosen, monkeypatch, seed, clamp, parts) -> None:
     if parts == "in parts":
         monkeypatch.setattr(class_statistics, "_held", lambda store: 20)

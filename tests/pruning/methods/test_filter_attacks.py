@@ -325,6 +325,7 @@ def test_a_row_that_takes_too_long_is_refused() -> None:
     assert evaluate("levenshtein(left(text, 1000), left(reverse(text), 1000)) = 0", part) == [0, 1]
 
 
+@pytest.mark.slow
 def test_long_rows_are_evaluated_in_small_slices() -> None:
     texts = ["ab" * i for i in range(60)] * 20
     part = pa.record_batch({"text": pa.array(texts)})
