@@ -39,7 +39,10 @@ def state_of(name: str) -> dict[str, Any]:
 
 def check_log(loop: PruningLoop, name: str) -> None:
     known = json.loads((STATES / "logs.json").read_text(encoding="utf-8"))[name]
-    assert json.loads(json.dumps(loop.log())) == known
+    log = json.loads(json.dumps(loop.log()))
+    for entry, wanted in zip(log, known, strict=True):
+        # These states were saved when the last bit of this sum depended on the Python version.
+        assert entry == wanted | {"pruned_so_far": pytest.approx(wanted["pruned_so_far"], rel=1e-12)}
 
 
 @pytest.mark.parametrize("name", POLICIES)

@@ -312,7 +312,7 @@ class Counting(MemoryFileSystem):
 
 @pytest.mark.parametrize(
     ("kind", "shards"),
-    [("clip-retrieval", 40), ("parquet", 40), pytest.param("parquet", 10_000, marks=pytest.mark.slow)],
+    [("clip-retrieval", 300), ("parquet", 300), pytest.param("parquet", 10_000, marks=pytest.mark.slow)],
 )
 def test_opening_a_pool_is_a_listing_and_a_read_for_each_file(kind: str, shards: int) -> None:
     fsspec.register_implementation("counting", Counting, clobber=True)

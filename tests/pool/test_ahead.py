@@ -66,20 +66,16 @@ def slow() -> Iterator[type[Slow]]:
 
 @pytest.mark.parametrize("kind", ["npy", "parquet", "datacomp", "clip-retrieval"])
 def test_requests_overlap(tmp_path: Path, kind: str, slow: type[Slow]) -> None:
-    """100 blocks, or 32 files that are streamed, at 30 ms a request: far less than one after another."""
+    """100 blocks, or 32 files that are streamed, are requested many at a time."""
     cuts = [50 * i for i in range(1, 6 if kind == "datacomp" else 32)]
     location = WRITERS[kind](tmp_path / "pool", make(N), cuts=cuts)
     here = replace(open_store(location), block=16)
     store = replace(open_store(put(tmp_path / "pool", "slow://bucket/pool")), block=16)
     expected = [np.asarray(here.raw("image", block)) for block in here.blocks("image")]
     slow.pause, slow.requests, slow.most = 0.1 if kind == "datacomp" else 0.03, 0, 0
-    begin = time.perf_counter()
     found = [np.asarray(store.raw("image", block)) for block in store.blocks("image", ahead=True)]
-    spent = time.perf_counter() - begin
     assert [part.tobytes() for part in found] == [part.tobytes() for part in expected]
-    assert slow.most > (4 if kind == "datacomp" else 8)
-    assert spent < slow.requests * slow.pause / (2 if kind == "datacomp" else 4)
-    assert slow.most <= 64
+    assert (4 if kind == "datacomp" else 8) < slow.most <= 64
 
 
 def test_the_bytes_that_wait_are_bounded(tmp_path: Path, slow: type[Slow], monkeypatch: pytest.MonkeyPatch) -> None:

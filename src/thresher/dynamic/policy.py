@@ -12,6 +12,7 @@ One epoch in a training loop::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
@@ -215,7 +216,7 @@ class Policy(Protocol):
         """Return the share of samples that a run of ``epochs`` epochs is expected to leave out."""
         if epochs < 1:
             raise UsageError(f"epochs = {epochs}; give 1 or more")
-        return sum(self.forecast(epoch) for epoch in range(epochs)) / epochs
+        return math.fsum(self.forecast(epoch) for epoch in range(epochs)) / epochs  # sum differs between Pythons
 
 
 def end_epoch(policy: Policy, ledger: Ledger, plan: Plan, rng: np.random.Generator) -> None:

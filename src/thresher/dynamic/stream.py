@@ -19,6 +19,7 @@ int64: the hash and the check.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import tempfile
@@ -507,7 +508,7 @@ class StreamPruner(PruningLoop):
         if ledger.references_N is not None:
             recorded["without_reference"] = int(np.count_nonzero(np.isnan(ledger.references_N)))
         shares = [*(entry["rows"] / entry["total"] for entry in self._log), kept[0] / kept[1]]
-        self._next(plan, *kept, 1 - sum(shares) / len(shares), recorded)
+        self._next(plan, *kept, 1 - math.fsum(shares) / len(shares), recorded)
 
     def log(self) -> list[dict[str, Any]]:
         """Return one entry per finished epoch, of plain values that can be written as JSON.

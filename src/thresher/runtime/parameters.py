@@ -49,7 +49,7 @@ def checked(cls: type[Any], name: str, options: Mapping[str, Any]) -> dict[str, 
             raise UsageError(
                 f"{name} has no parameter {key!r}; it has {', '.join(known) or 'none'}.{suggest(key, known)}"
             )
-        values[key] = coerce(f"{name}: {key}", kinds[key], value)
+        values[key] = coerce(f"{name}: {key}", _unnamed(kinds[key]), value)
     missing = [item for item in known.values() if is_required(item) and item.name not in values]
     if missing:
         needed = "; ".join(f"{item.name} ({item.metadata.get('help', 'no default')})" for item in missing)
@@ -130,7 +130,7 @@ def is_required(item: Field[Any]) -> bool:
 
 def type_of(cls: type[Any], name: str) -> Any:
     """Return the resolved type of a parameter."""
-    return typing.get_type_hints(cls, include_extras=True)[name]
+    return _unnamed(typing.get_type_hints(cls, include_extras=True)[name])
 
 
 def choices(kind: Any) -> tuple[str, ...]:
@@ -142,7 +142,14 @@ def without_none(kind: Any) -> Any:
     """Return X for ``X | None``."""
     if typing.get_origin(kind) in (Union, types.UnionType):
         rest = [part for part in typing.get_args(kind) if part is not type(None)]
-        return rest[0] if len(rest) == 1 else kind
+        return _unnamed(rest[0]) if len(rest) == 1 else kind
+    return kind
+
+
+def _unnamed(kind: Any) -> Any:
+    """Return X for a name of X: ``type Name = X`` (Python 3.12), and NumPy's ``NDArray`` from version 2.5 on."""
+    while hasattr(kind, "__value__"):
+        kind = kind.__value__
     return kind
 
 
