@@ -123,7 +123,7 @@ def distinctive_words(
     cluster, word = np.divmod(pairs, v)
     all_V = np.bincount(word, found, minlength=v)
     words_K = np.bincount(cluster, found, minlength=k)
-    filled = np.count_nonzero(sizes_K)
+    filled = int(np.count_nonzero(sizes_K))
     order_V = np.empty(v, np.int64)
     order_V[np.argsort(np.array([*words] or [""], object), kind="stable")] = np.arange(v)
     allowed_V = np.array([one not in STOP_WORDS for one in words] or [False], np.bool_)
