@@ -284,6 +284,24 @@ def test_a_plan_runs_on_an_engine_and_in_a_folder_that_was_moved(
         run_plan(plan, moved, data=data, engine=make_engine("serial"), minutes=1)
 
 
+def test_a_run_that_was_begun_continues_in_a_folder_that_was_moved(
+    data: Path, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, out, moved = Plan.parse(PLAN).narrowed(["random"]), tmp_path / "first/out", tmp_path / "second/out"
+
+    def ended(*_: Any) -> None:
+        raise UsageError("ended before its result was written")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(work, "metrics_of", ended)
+        with pytest.raises(UsageError, match="ended before"):
+            run_plan(plan, out, data=data, workers=1)
+    moved.parent.mkdir()
+    out.rename(moved)
+    run_plan(plan, moved, data=data, workers=1)
+    assert [run["row"] for run in results(moved)["runs"]] == ["full", "full-short", "random"]
+
+
 def test_missing_data_are_named_before_anything_is_done(data: Path, tmp_path: Path) -> None:
     plan = Plan.parse(PLAN.replace("held.parquet", "nothing.parquet"))
     with pytest.raises(PoolError, match=r"nothing\.parquet: does not exist; give the folder of the data with --data"):

@@ -20,3 +20,17 @@ from thresher.lab.results import Run, table
 def test_the_number_of_seeds_is_that_of_every_row(some: list[Run], words: str) -> None:
     plan = Plan(name="p", data=Sources(train="t", evals=("e",)), rows=tuple(Row(name=name) for name in ROWS))
     assert words in table(plan, some, {})
+
+
+def test_a_difference_that_is_the_same_with_every_seed_is_not_called_significant() -> None:
+    found = {"full": (20.0, 13.3333), "other": (13.3333, 6.6667)}  # one of 15 rows, rounded in two ways
+    nothing = {"samples_seen": 1, "scored_forwards": 1, "seconds": 1.0, "share_pruned": 0.0, "images_decoded": 1}
+    tied = [
+        Run(corpus="as-is", row=row, seed=seed, result={**nothing, "metrics": {"held-out R@1": value}})
+        for row, values in found.items()
+        for seed, value in enumerate(values)
+    ]
+    plan = Plan(name="p", data=Sources(train="t", evals=("e",)), rows=tuple(Row(name=name) for name in found))
+    text = table(plan, tied, {})
+    assert "| -6.7 |" in text
+    assert "Where all seeds gave the same, there is no interval" in text

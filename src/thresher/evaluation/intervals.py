@@ -19,7 +19,8 @@ class Mean:
 
     Attributes:
         mean: The mean.
-        half: Half of the width of its 95% interval; NaN for one seed.
+        half: Half of the width of its 95% interval; NaN for one seed, and where all seeds gave the same: a metric of
+            few rows often does, and says nothing about other seeds.
         deviation: Standard deviation between seeds (n - 1); NaN for one seed.
         seeds: Number of seeds.
     """
@@ -30,12 +31,14 @@ class Mean:
     seeds: int
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> Mean:
-        """Return the mean of one value or more."""
+    def of(cls, values: Sequence[float], same: float = 1e-9) -> Mean:
+        """Return the mean of one value or more; values that are at most ``same`` apart count as equal."""
         n = len(values)
         mean = math.fsum(values) / n
         if n == 1:
             return cls(mean, math.nan, math.nan, 1)
+        if max(values) - min(values) <= same:
+            return cls(mean, math.nan, 0.0, n)
         deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
         return cls(mean, t_quantile((1 + LEVEL) / 2, n - 1) * deviation / math.sqrt(n), deviation, n)
 
@@ -51,11 +54,11 @@ class Mean:
 
     @property
     def p(self) -> float:
-        """The two-sided p-value of a mean of 0; NaN for one seed."""
+        """The two-sided p-value of a mean of 0; NaN for one seed, 1 without an interval."""
         if self.seeds < 2:
             return math.nan
         if self.deviation == 0:
-            return 1.0 if self.mean == 0 else 0.0
+            return 1.0
         t = abs(self.mean) / (self.deviation / math.sqrt(self.seeds))
         return 2 * (1 - t_distribution(t, self.seeds - 1))
 

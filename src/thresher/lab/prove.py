@@ -247,8 +247,13 @@ def say(question: Question, unit: str, chosen: Mean | None, random: Mean | None,
 
 
 def _compared(what: Outcome, mean: Mean | None, unit: str) -> str:
-    if mean is None or math.isnan(mean.half):
+    if mean is None or mean.seeds == 1:
         return "cannot be compared with everything at equal samples by one seed, which has no interval"
+    if math.isnan(mean.half):
+        return (
+            f"differs from everything at equal samples by {mean.mean:+.1f} {unit} with each of {mean.seeds:,} seeds: "
+            "without any spread there is no interval"
+        )
     if what == "unknown":
         return (
             f"is neither clearly different from everything at equal samples nor clearly equal: {mean.mean:+.1f} {unit} "

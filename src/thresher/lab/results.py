@@ -23,6 +23,7 @@ RESULTS, TABLE, PLOT, DETAILS = "results.json", "table.md", "plot.png", "details
 WHICH = ("corpus", "row", "seed")  # of a run in DETAILS, with its result
 _KINDS = ("average", "R@1", "zero-shot", "knn", "probe")
 _CLAIM, _CHOICE = "held-out", "selection"
+_SAME = 3e-4  # points: differences of metrics with four decimals that are equal but for their rounding
 _CONTRACT = ("metrics", "samples_seen", "scored_forwards", "seconds", "share_pruned")
 
 
@@ -112,7 +113,7 @@ def difference(runs: Sequence[Run], corpus: str, row: str, other: str, metric: s
     """Return the mean difference of two rows over the seeds that both have; None if there are none."""
     mine, theirs = values(runs, corpus, row, metric), values(runs, corpus, other, metric)
     both = sorted(mine.keys() & theirs.keys())
-    return Mean.of([mine[seed] - theirs[seed] for seed in both]) if both else None
+    return Mean.of([mine[seed] - theirs[seed] for seed in both], _SAME) if both else None
 
 
 def comparisons(plan: Plan, runs: Sequence[Run], other: str, metrics: Sequence[str]) -> list[Comparison]:
@@ -259,7 +260,7 @@ def _notes(
         f"over {_seeds(runs)} ± half of the 95% interval (Student's t); differences are paired by seed, "
         f"with their 95% interval. \\* marks a difference to {other} that is significant at 5% after Holm's correction "
         f"for {counted(len(made), 'comparison')}{untested}. Where the interval of a difference includes 0, no "
-        "difference was found.",
+        "difference was found. Where all seeds gave the same, there is no interval, and nothing is shown.",
         "",
         "E1 counts the samples that gradients were computed on, E2 every forward pass of a sample, with those of "
         "proxies, embeddings, reference models and the run that a coreset was made of. E3 is the seconds of all these"

@@ -13,17 +13,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from thresher.dynamic.run_folder import CHECKPOINT, Training
+from thresher.dynamic.run_folder import CHECKPOINT, MARK, Training
 from thresher.errors import OutputError, PoolError, ThresherError, UsageError
 from thresher.io.paths import is_unsafe, visible
 from thresher.lab.corpus import INDEX, cut_in_halves, make_corpus
 from thresher.lab.metrics import metrics_of
 from thresher.lab.plan import CLUSTERS, EARLY, Corpus, Evaluation, Proxy, Row, Trainer
+from thresher.pool.store import absolute
 from thresher.runtime.files import writing
 from thresher.runtime.memory import OUT_OF_MEMORY, is_out_of_memory
 from thresher.runtime.parameters import build
@@ -45,6 +46,7 @@ _RATES = ("samples_per_second", "other_seconds")  # of the trial run
 PRECISIONS = ("float32", "bfloat16")  # of a run
 _PLANTED = ("base", "swapped", "duplicate", "off-topic")  # rows of a corpus
 _TRIAL = 40  # steps of the trial run
+_PLACES = ("data", "selection", "options", "reference", "concepts")  # settings of a run that name files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,6 +307,7 @@ def _schedule(task: Task, **more: Any) -> Any:
 
 def _train(task: Task, folder: Path, *, evals: tuple[str, ...] = (), **schedule: Any) -> list[dict[str, Any]]:
     """Train, or resume; return the log."""
+    _found_again(folder, {"data": absolute(task.data), **schedule})
     how = task.trainer
     own: dict[str, Any] = {name: schedule.pop(name) for name in ("loss", "reference") if name in schedule}
     made = _schedule(task, evals=tuple(evals), options=schedule.pop("options", None) or None, **schedule)
@@ -323,6 +326,19 @@ def _train(task: Task, folder: Path, *, evals: tuple[str, ...] = (), **schedule:
     own = {"model": how.model, "loss": how.loss, "chunk": how.chunk, **own}
     settings = ClipSettings(schedule=made, **own, **labels, **prompts)
     return train_clip(task.data, folder, settings, **more)
+
+
+def _found_again(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Write to a run that was begun where its inputs are now: the folder of the plan may have been moved.
+
+    What they are is known already: ``check`` compared the jobs, and the trainer compares the rows.
+    """
+    if not (folder / MARK).exists():
+        return
+    begun = Training.load(folder)
+    settings = {**begun.settings, **{name: asked[name] for name in _PLACES if asked.get(name)}}
+    if settings != begun.settings:
+        replace(begun, settings=settings).save()
 
 
 def _cost_of(task: Task, log: list[dict[str, Any]]) -> dict[str, Any]:
@@ -377,7 +393,10 @@ def _embedded(task: Task, encoder: str, cost: Mapping[str, Any], name: str) -> d
 def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
     """Save the selection of a row, unless it is there; return what it cost, with its pool or the run it is from."""
     begin = time.monotonic()
-    if not (selection / "selection.json").exists():
+    known = selection / "selection.json"
+    if known.exists() and not os.path.exists(read_own(known)["pool"]):
+        shutil.rmtree(selection)  # the folder of the plan was moved: made again, the same, from where its pool is now
+    if not known.exists():
         made = _coreset(task, row) if row.coreset_of else _select(task, row)
         made.save(selection)
     cost = {"scored_forwards": 0, "seconds": time.monotonic() - begin, "images_decoded": 0}
