@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.lab.test_plot import ROWS, runs
-from thresher.lab.plan import Plan, Row, Sources
+from thresher.lab.plan import Corpus, Plan, Row, Sources
 from thresher.lab.results import Run, table
 
 
@@ -34,3 +34,21 @@ def test_a_difference_that_is_the_same_with_every_seed_is_not_called_significant
     text = table(plan, tied, {})
     assert "| -6.7 |" in text
     assert "Where all seeds gave the same, there is no interval" in text
+
+
+def test_what_was_left_out_is_shown_by_kind_only_where_something_is_planted() -> None:
+    clean = {"as it is": {"rows": 10, "left_out": 3}}
+    mixed = {**clean, "swapped": {"rows": 4, "left_out": 2}}
+    made = [
+        Run(corpus=corpus, row="other", seed=0, result={**runs(corpus, seeds=1)[0].result, "kept": kept})
+        for corpus, kept in (("clean", clean), ("mixed", mixed))
+    ]
+    plan = Plan(
+        name="p",
+        data=Sources(train="t", evals=("e",)),
+        rows=(Row(name="other"),),
+        corpora=(Corpus(name="clean"), Corpus(name="mixed", swapped=0.3)),
+    )
+    assert "| mixed/other | 1 | 30.0% | 50.0% |" in (text := table(plan, made, {}))
+    assert "| clean/other | 1 |" not in text
+    assert "Share of each kind" not in table(plan, made[:1], {})

@@ -321,7 +321,10 @@ def _total(runs: Sequence[Run]) -> float:
 
 
 def _planted(plan: Plan, runs: Sequence[Run]) -> list[str]:
-    """Return a table of how much of each planted kind the rows left out, over all seeds that have it; [] for none."""
+    """Return a table of how much of each planted kind the rows left out, over all seeds that have it; [] for none.
+
+    Corpora in which nothing is planted have no rows in it.
+    """
     found: dict[tuple[str, str], dict[str, tuple[int, int]]] = {}
     seeds: dict[tuple[str, str], set[int]] = {}
     for run in runs:
@@ -330,6 +333,7 @@ def _planted(plan: Plan, runs: Sequence[Run]) -> list[str]:
             seeds.setdefault((run.corpus, run.row), set()).add(run.seed)
             rows, out = mine.get(kind, (0, 0))
             mine[kind] = (rows + counts["rows"], out + counts["left_out"])
+    found = {which: shares for which, shares in found.items() if len(shares) > 1}
     if not found:
         return []
     kinds = sorted({kind for shares in found.values() for kind in shares})
