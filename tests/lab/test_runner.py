@@ -284,6 +284,7 @@ def test_a_plan_runs_on_an_engine_and_in_a_folder_that_was_moved(
         run_plan(plan, moved, data=data, engine=make_engine("serial"), minutes=1)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_continues_in_a_folder_that_was_moved(
     data: Path, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
