@@ -394,7 +394,7 @@ def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
     """Save the selection of a row, unless it is there; return what it cost, with its pool or the run it is from."""
     begin = time.monotonic()
     known = selection / "selection.json"
-    if known.exists() and not os.path.exists(read_own(known)["pool"]):
+    if known.exists() and _is_gone(read_own(known)["pool"]):
         shutil.rmtree(selection)  # the folder of the plan was moved: made again, the same, from where its pool is now
     if not known.exists():
         made = _coreset(task, row) if row.coreset_of else _select(task, row)
@@ -402,6 +402,11 @@ def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
     cost = {"scored_forwards": 0, "seconds": time.monotonic() - begin, "images_decoded": 0}
     _add(cost, task.result_of("coreset")[1] if row.coreset_of else _prepared(task, row))
     return cost
+
+
+def _is_gone(pool: str) -> bool:
+    """Return whether a pool was on this machine and is no longer; of addresses and patterns that is not known."""
+    return "://" not in pool and not any(mark in pool for mark in "*{") and not os.path.exists(pool)
 
 
 def _with_proxy(task: Task, row: Row) -> dict[str, Any]:
