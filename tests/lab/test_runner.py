@@ -472,11 +472,11 @@ def _seconds() -> float:
 
 @pytest.mark.slow
 def test_a_plan_runs_end_to_end_on_the_emoji_pool(tmp_path: Path) -> None:
-    """What CI runs: a whole plan, with real processes, in under three minutes of one core."""
+    """What CI runs: a whole plan, with real processes; under three minutes of one core, five if others share it."""
     out, before = tmp_path / "out", _seconds()
     command = [sys.executable, "-m", "thresher", "lab", "scan-clip", "--profile", "emoji", "--data", str(POOL)]
     subprocess.run([*command, "-o", str(out), "--quiet"], check=True, timeout=900)
-    assert _seconds() - before < 180
+    assert _seconds() - before < 300
     found = results(out)
     assert {run["row"] for run in found["runs"]} == {row.name for row in Plan.load("scan-clip", "emoji").rows}
     assert read_result(out / "trial", "trial")["samples_per_second"] > 0
