@@ -22,7 +22,7 @@ from thresher.lab.jobs import FREE, Job, bytes_of, check, jobs_of, run_name, sam
 from thresher.lab.plan import Plan, Trainer
 from thresher.lab.results import Run, write_results
 from thresher.lab.reuse import reuse
-from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, read_result, write_json
+from thresher.lab.work import JOB, OUTPUT, RESULT, TRAIN, is_missing, read_result, write_json
 from thresher.runtime import locks
 from thresher.runtime.engine import Engine, cores
 from thresher.runtime.format import counted, duration
@@ -111,7 +111,7 @@ def located(plan: Plan, data: str | os.PathLike[str]) -> Plan:
 
     def at(path: str) -> str:
         whole = path if "://" in path or os.path.isabs(path) else os.path.join(os.path.abspath(os.fspath(data)), path)
-        if not any(mark in whole for mark in "*{:") and not os.path.exists(whole):
+        if is_missing(whole):
             raise PoolError(f"{whole}: does not exist; give the folder of the data with --data, or other data")
         return whole
 

@@ -394,7 +394,7 @@ def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
     """Save the selection of a row, unless it is there; return what it cost, with its pool or the run it is from."""
     begin = time.monotonic()
     known = selection / "selection.json"
-    if known.exists() and _is_gone(read_own(known)["pool"]):
+    if known.exists() and is_missing(read_own(known)["pool"]):
         shutil.rmtree(selection)  # the folder of the plan was moved: made again, the same, from where its pool is now
     if not known.exists():
         made = _coreset(task, row) if row.coreset_of else _select(task, row)
@@ -404,9 +404,9 @@ def _selected(task: Task, row: Row, selection: Path) -> dict[str, Any]:
     return cost
 
 
-def _is_gone(pool: str) -> bool:
-    """Return whether a pool was on this machine and is no longer; of addresses and patterns that is not known."""
-    return "://" not in pool and not any(mark in pool for mark in "*{") and not os.path.exists(pool)
+def is_missing(location: str) -> bool:
+    """Return whether data are not on this machine; False for addresses and patterns, of which that is not known."""
+    return not any(mark in location for mark in "*{:") and not os.path.exists(location)
 
 
 def _with_proxy(task: Task, row: Row) -> dict[str, Any]:
